@@ -1,0 +1,112 @@
+//! Relations between settings, each with what to do about it.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{Config, section::Span};
+
+/// What in `config` cannot work, one sentence each; empty when all is well.
+pub fn problems(config: &Config) -> Vec<String> {
+    let mut found = Vec::new();
+    limits(config, &mut found);
+    addresses(config, &mut found);
+    names(config, &mut found);
+    found
+}
+
+fn limits(config: &Config, found: &mut Vec<String>) {
+    let failover = &config.failover;
+    let positive: [(&str, Span); 12] = [
+        ("etcd.call-timeout", config.etcd.call_timeout),
+        ("pacemaker.poll-interval", config.pacemaker.poll_interval),
+        ("pacemaker.command-timeout", config.pacemaker.command_timeout),
+        ("postgres.query-timeout", config.postgres.query_timeout),
+        ("pgbouncer.query-timeout", config.pgbouncer.query_timeout),
+        ("proxy.poll-interval", config.proxy.poll_interval),
+        ("failover.health-check-timeout", failover.health_check_timeout),
+        ("failover.prepare-timeout", failover.prepare_timeout),
+        ("failover.pause-timeout", failover.pause_timeout),
+        ("failover.pause-expiry", failover.pause_expiry),
+        ("failover.resume-timeout", failover.resume_timeout),
+        ("failover.pacemaker-timeout", failover.pacemaker_timeout),
+    ];
+    for (key, span) in positive {
+        if span.get().is_zero() {
+            found.push(format!("{key} must be more than zero"));
+        }
+    }
+    for (key, span) in [
+        ("failover.lock-lease", failover.lock_lease),
+        ("api.registration-ttl", config.api.registration_ttl),
+    ] {
+        if span.get().as_secs() < 2 {
+            found.push(format!("{key} is {span}; etcd counts leases in seconds, give at least 2s"));
+        }
+    }
+    if failover.pause_timeout >= failover.pause_expiry {
+        found.push(format!(
+            "failover.pause-timeout ({}) must be less than failover.pause-expiry ({})",
+            failover.pause_timeout, failover.pause_expiry
+        ));
+    }
+    if config.pacemaker.constraint_lifetime <= failover.pacemaker_timeout {
+        found.push(format!(
+            "pacemaker.constraint-lifetime ({}) must exceed failover.pacemaker-timeout ({})",
+            config.pacemaker.constraint_lifetime, failover.pacemaker_timeout
+        ));
+    }
+}
+
+fn addresses(config: &Config, found: &mut Vec<String>) {
+    let address = &config.node.address;
+    if !address.is_empty() && address.parse::<IpAddr>().is_err() {
+        found.push(format!("node.address is `{address}`; give an IP address such as 10.0.0.4"));
+    }
+    for (key, listen, may_be_empty) in [
+        ("api.supervise-listen", &config.api.supervise_listen, false),
+        ("api.proxy-listen", &config.api.proxy_listen, false),
+        ("web.supervise-listen", &config.web.supervise_listen, true),
+        ("web.proxy-listen", &config.web.proxy_listen, true),
+    ] {
+        let empty_is_fine = may_be_empty && listen.is_empty();
+        if !empty_is_fine && listen.parse::<SocketAddr>().is_err() {
+            found.push(format!("{key} is `{listen}`; give address:port such as 0.0.0.0:8080"));
+        }
+    }
+}
+
+fn names(config: &Config, found: &mut Vec<String>) {
+    if config.etcd.endpoints.is_empty() {
+        found.push("etcd.endpoints is empty; name at least one member's client URL".to_owned());
+    }
+    for endpoint in &config.etcd.endpoints {
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            found.push(format!(
+                "etcd.endpoints has `{endpoint}`; give a URL such as http://pg01:2379"
+            ));
+        }
+    }
+    let namespace = &config.etcd.namespace;
+    if !namespace.starts_with('/') || namespace.len() < 2 || namespace.ends_with('/') {
+        found.push(format!(
+            "etcd.namespace is `{namespace}`; it must start, but not end, with a slash, such as /postgres"
+        ));
+    }
+    if config.pacemaker.resource.is_empty() {
+        found.push("pacemaker.resource is empty; name the Postgres primitive".to_owned());
+    }
+    if config.pgbouncer.admin_sockets.is_empty() {
+        found.push("pgbouncer.admin-sockets is empty; name one socket per process".to_owned());
+    }
+    if config.proxy.templates.is_empty() {
+        found.push("proxy.templates is empty; name at least PgBouncer's".to_owned());
+    }
+    if !["auto", "text", "json"].contains(&config.log.format.as_str()) {
+        found.push(format!("log.format is `{}`; give auto, text or json", config.log.format));
+    }
+    if config.log.level.parse::<slog::Level>().is_err() {
+        found.push(format!(
+            "log.level is `{}`; give error, warning, info or debug",
+            config.log.level
+        ));
+    }
+}

@@ -1,0 +1,24 @@
+//! Wall-clock time, for people and for limits that other machines must understand.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Now, as RFC 3339 in UTC with milliseconds.
+pub fn now_rfc3339() -> String {
+    humantime::format_rfc3339_millis(now()).to_string()
+}
+
+/// `after` from now, as RFC 3339 in UTC with seconds.
+pub fn rfc3339_after(after: Duration) -> String {
+    humantime::format_rfc3339_seconds(now() + after).to_string()
+}
+
+/// Milliseconds since 1970.
+pub fn unix_ms() -> u64 {
+    let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that reads the wall clock")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,162 @@
+//! The sole starter of processes: argv and a limit in, output out.
+
+use std::{future::Future, process::Stdio, time::Duration};
+
+use tokio::io::AsyncWriteExt;
+
+/// One process to run to its end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    pub program: String,
+    pub args: Vec<String>,
+    /// Written to the process's standard input, which is then closed.
+    pub stdin: Option<String>,
+    /// Runs as this user and group, when given (needs root).
+    pub run_as: Option<(u32, u32)>,
+    /// The process is killed when it has not ended by then.
+    pub limit: Duration,
+}
+
+impl Call {
+    /// A call of `program` with `args`, killed after `limit`.
+    pub fn new(program: &str, args: &[&str], limit: Duration) -> Self {
+        Self {
+            program: program.to_owned(),
+            args: args.iter().map(|&arg| arg.to_owned()).collect(),
+            stdin: None,
+            run_as: None,
+            limit,
+        }
+    }
+}
+
+/// What a process that ended left behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Output {
+    /// The exit status, or 128 + the signal that ended the process.
+    pub status: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Output {
+    pub fn success(&self) -> bool {
+        self.status == 0
+    }
+
+    /// The last line that the process printed on stderr, or else on stdout.
+    pub fn last_words(&self) -> &str {
+        let last = |text: &'_ str| text.trim().lines().last().map(str::len);
+        let (text, len) = match last(&self.stderr) {
+            Some(len) if len > 0 => (self.stderr.trim(), len),
+            _ => (self.stdout.trim(), last(&self.stdout).unwrap_or(0)),
+        };
+        &text[text.len() - len..]
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum CommandError {
+    #[error("`{program}` is not installed, or not in PATH")]
+    Missing { program: String },
+    #[error("cannot start `{program}`")]
+    Start {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error("`{program}` did not end within {limit:?} and was killed")]
+    TimedOut { program: String, limit: Duration },
+    #[error("lost `{program}` while it ran")]
+    Lost {
+        program: String,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// Runs processes. The seam at which tests replay recorded output.
+pub trait Run: Send + Sync {
+    /// Runs `call` to its end.
+    ///
+    /// A status other than 0 is not an error here: the caller judges it.
+    ///
+    /// # Errors
+    /// [`CommandError`] when the process cannot be started or outlives its limit.
+    fn run(&self, call: Call) -> impl Future<Output = Result<Output, CommandError>> + Send;
+}
+
+/// Runs real processes.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Processes;
+
+impl Run for Processes {
+    #[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
+    async fn run(&self, call: Call) -> Result<Output, CommandError> {
+        let program = call.program;
+        let mut command = tokio::process::Command::new(&program);
+        command
+            .args(&call.args)
+            .stdin(if call.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        if let Some((uid, gid)) = call.run_as {
+            command.uid(uid).gid(gid);
+        }
+        let mut child = command.spawn().map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => CommandError::Missing { program: program.clone() },
+            _ => CommandError::Start { program: program.clone(), source },
+        })?;
+        let stdin = child.stdin.take().zip(call.stdin);
+        let work = async {
+            if let Some((mut pipe, text)) = stdin {
+                // A process that does not read all of its input says why in its status.
+                let _ = pipe.write_all(text.as_bytes()).await;
+                drop(pipe);
+            }
+            child.wait_with_output().await
+        };
+        match tokio::time::timeout(call.limit, work).await {
+            Err(_) => Err(CommandError::TimedOut { program, limit: call.limit }),
+            Ok(Err(source)) => Err(CommandError::Lost { program, source }),
+            Ok(Ok(output)) => Ok(Output {
+                status: status_code(output.status),
+                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            }),
+        }
+    }
+}
+
+fn status_code(status: std::process::ExitStatus) -> i32 {
+    use std::os::unix::process::ExitStatusExt;
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_process_that_outlives_its_limit_is_killed() {
+        let call = Call::new("sleep", &["30"], Duration::from_millis(50));
+        let error = Processes.run(call).await.expect_err("sleep must not end in time");
+        assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_missing_program_is_named() {
+        let call = Call::new("no-such-program", &[], Duration::from_secs(1));
+        let error = Processes.run(call).await.expect_err("it does not exist");
+        assert_eq!(error.to_string(), "`no-such-program` is not installed, or not in PATH");
+    }
+
+    #[tokio::test]
+    async fn status_and_last_words_are_kept() {
+        let call =
+            Call::new("sh", &["-c", "echo one; echo two >&2; exit 3"], Duration::from_secs(5));
+        let output = Processes.run(call).await.expect("sh runs");
+        assert_eq!((output.status, output.last_words()), (3, "two"));
+    }
+}

@@ -1,0 +1,373 @@
+//! etcd: reads, compare-and-swap, leases and wake-ups, all below one namespace.
+//!
+//! There is one client for each member, tried in turn: a client that balances over all members keeps
+//! picking dead ones (grpc/grpc-rust#2859). Every call has a limit, and asks for a member that
+//! sees a leader, so that a partitioned one never answers from the past.
+
+use std::{
+    convert::Infallible,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
+
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
+};
+use slog::{Logger, debug};
+use tokio::{
+    sync::{Mutex, Notify},
+    time::timeout,
+};
+
+use crate::error::chain;
+
+/// How to reach etcd.
+#[derive(Debug, Clone)]
+pub struct EtcdOptions {
+    /// Client URLs of the members; at least one.
+    pub endpoints: Vec<String>,
+    /// Prefix of every key, without a slash at its end.
+    pub namespace: String,
+    /// Bounds each request to one member, connecting included.
+    pub call_timeout: Duration,
+    /// User and password, when etcd asks for them.
+    pub user: Option<(String, String)>,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum EtcdError {
+    #[error("no etcd member answered ({})", .tried.join("; "))]
+    Unreachable { tried: Vec<String> },
+    #[error("etcd refused to {what}")]
+    Refused {
+        what: &'static str,
+        #[source]
+        source: etcd_client::Error,
+    },
+    #[error("the value of {key} in etcd is not text")]
+    NotText { key: String },
+    #[error("the etcd lease {lease:x} is gone")]
+    LeaseGone { lease: i64 },
+}
+
+/// A key with its value, as etcd had it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Key below the namespace.
+    pub key: String,
+    pub value: String,
+    pub create_revision: i64,
+    pub mod_revision: i64,
+    /// 0 when the key is under no lease.
+    pub lease: i64,
+}
+
+/// Some keys as they were at one revision.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Snapshot {
+    pub revision: i64,
+    pub entries: Vec<Entry>,
+}
+
+impl Snapshot {
+    /// The entry of `key` (below the namespace).
+    pub fn get(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+}
+
+/// What a key must be for a write to happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    Absent,
+    /// Unchanged since this modification.
+    ModRevision(i64),
+    /// Still the key that was created at this revision.
+    CreateRevision(i64),
+}
+
+/// A key to write.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Put {
+    pub key: String,
+    pub value: String,
+    /// 0 for none.
+    pub lease: i64,
+}
+
+/// How a conditional write ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Swap {
+    /// Written, at this revision.
+    Done(i64),
+    /// An expectation did not hold; nothing was written.
+    Changed,
+}
+
+/// A connection to etcd. Cheap to share; connects when it is first used.
+pub struct Etcd {
+    options: EtcdOptions,
+    members: Vec<Member>,
+    /// Index of the member that answered last.
+    preferred: AtomicUsize,
+}
+
+struct Member {
+    endpoint: String,
+    client: Mutex<Option<Client>>,
+}
+
+impl Etcd {
+    pub fn new(options: EtcdOptions) -> Self {
+        let members = options
+            .endpoints
+            .iter()
+            .map(|endpoint| Member { endpoint: endpoint.clone(), client: Mutex::new(None) })
+            .collect();
+        Self { options, members, preferred: AtomicUsize::new(0) }
+    }
+
+    /// The value of one key, read through consensus.
+    pub async fn get(&self, key: &str) -> Result<Option<Entry>, EtcdError> {
+        let full = self.full(key);
+        let response = self
+            .call("read a key", |mut client| {
+                let full = full.clone();
+                async move { client.get(full, None).await }
+            })
+            .await?;
+        response.kvs().first().map(|kv| self.entry(kv)).transpose()
+    }
+
+    /// All keys that start with `prefix` (below the namespace), read through consensus.
+    pub async fn get_prefix(&self, prefix: &str) -> Result<Snapshot, EtcdError> {
+        let full = self.full(prefix);
+        let response = self
+            .call("read keys", |mut client| {
+                let full = full.clone();
+                async move { client.get(full, Some(GetOptions::new().with_prefix())).await }
+            })
+            .await?;
+        let entries =
+            response.kvs().iter().map(|kv| self.entry(kv)).collect::<Result<Vec<_>, _>>()?;
+        Ok(Snapshot { revision: response.header().map_or(0, |header| header.revision()), entries })
+    }
+
+    /// Writes all of `puts` if all of `expect` hold, in one transaction.
+    ///
+    /// When an answer was lost, the write may have happened although another member then says
+    /// [`Swap::Changed`]: a caller that must know reads the key again.
+    pub async fn put_if(&self, expect: &[(&str, Expect)], puts: &[Put]) -> Result<Swap, EtcdError> {
+        let operations = puts.iter().map(|put| {
+            let options = (put.lease != 0).then(|| PutOptions::new().with_lease(put.lease));
+            TxnOp::put(self.full(&put.key), put.value.clone(), options)
+        });
+        self.transact("write keys", expect, operations.collect()).await
+    }
+
+    /// Deletes `key` if `expect` holds of it.
+    pub async fn delete_if(&self, key: &str, expect: Expect) -> Result<Swap, EtcdError> {
+        let operations = vec![TxnOp::delete(self.full(key), None)];
+        self.transact("delete a key", &[(key, expect)], operations).await
+    }
+
+    async fn transact(
+        &self,
+        what: &'static str,
+        expect: &[(&str, Expect)],
+        operations: Vec<TxnOp>,
+    ) -> Result<Swap, EtcdError> {
+        let compares: Vec<Compare> = expect.iter().map(|&(key, e)| self.compare(key, e)).collect();
+        let txn = Txn::new().when(compares).and_then(operations);
+        let response = self
+            .call(what, |mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            })
+            .await?;
+        Ok(if response.succeeded() {
+            Swap::Done(response.header().map_or(0, |header| header.revision()))
+        } else {
+            Swap::Changed
+        })
+    }
+
+    /// Grants a lease that ends `ttl` (counted in whole seconds) after its last renewal.
+    pub async fn grant(&self, ttl: Duration) -> Result<i64, EtcdError> {
+        let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
+        let granted =
+            self.call("grant a lease", |mut client| async move {
+                client.lease_grant(seconds, None).await
+            })
+            .await?;
+        Ok(granted.id())
+    }
+
+    /// Renews a lease; returns how long it lives from now.
+    ///
+    /// # Errors
+    /// [`EtcdError::LeaseGone`] when the lease has ended: whatever stood under it is lost.
+    pub async fn renew(&self, lease: i64) -> Result<Duration, EtcdError> {
+        let answer = self
+            .call("renew a lease", |mut client| async move {
+                let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
+                keeper.keep_alive().await?;
+                answers.message().await
+            })
+            .await?;
+        match answer.map(|answer| answer.ttl()).and_then(|ttl| u64::try_from(ttl).ok()) {
+            Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+            _ => Err(EtcdError::LeaseGone { lease }),
+        }
+    }
+
+    /// Ends a lease, and with it every key under it. A lease that is gone already is fine.
+    pub async fn revoke(&self, lease: i64) -> Result<(), EtcdError> {
+        let revoked = self
+            .call("revoke a lease", |mut client| async move { client.lease_revoke(lease).await })
+            .await;
+        match revoked {
+            Err(EtcdError::Refused { source: etcd_client::Error::GRpcStatus(status), .. })
+                if status.code() == tonic::Code::NotFound =>
+            {
+                Ok(())
+            }
+            other => other.map(|_| ()),
+        }
+    }
+
+    /// Notifies `wake` whenever a key below `prefix` changes; runs until it is dropped.
+    ///
+    /// Watches can die in silence, so this is a hint that saves waiting for the next poll, never the
+    /// only way to learn of a change. `wake` is also notified whenever a watch begins, since
+    /// changes before that were not seen.
+    pub async fn wake_on_change(&self, prefix: &str, wake: &Notify, log: &Logger) -> Infallible {
+        const RETRY: Duration = Duration::from_millis(500);
+        loop {
+            if let Err(error) = self.watch_once(prefix, wake).await {
+                debug!(log, "the watch on etcd ended, starting another";
+                    "event" => "etcd.watch.end", "error" => %chain(&error));
+            }
+            // The member may be the one in trouble.
+            self.preferred.fetch_add(1, Ordering::Relaxed);
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    async fn watch_once(&self, prefix: &str, wake: &Notify) -> Result<(), EtcdError> {
+        let full = self.full(prefix);
+        let mut stream = self
+            .call("watch keys", |mut client| {
+                let full = full.clone();
+                async move { client.watch(full, Some(WatchOptions::new().with_prefix())).await }
+            })
+            .await?;
+        loop {
+            match stream.message().await {
+                Ok(Some(message)) if message.canceled() => return Ok(()),
+                Ok(Some(_)) => wake.notify_one(),
+                Ok(None) => return Ok(()),
+                Err(source) => return Err(EtcdError::Refused { what: "go on watching", source }),
+            }
+        }
+    }
+
+    /// Asks one member after the other until one answers.
+    async fn call<T, F>(
+        &self,
+        what: &'static str,
+        request: impl Fn(Client) -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let mut tried = Vec::new();
+        for offset in 0..self.members.len() {
+            let index = (first + offset) % self.members.len();
+            let member = &self.members[index];
+            let attempt = async { request(self.client(member).await?).await };
+            match timeout(self.options.call_timeout, attempt).await {
+                Ok(Ok(value)) => {
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok(value);
+                }
+                Ok(Err(source)) if !worth_another_member(&source) => {
+                    return Err(EtcdError::Refused { what, source });
+                }
+                Ok(Err(error)) => tried.push(format!("{}: {}", member.endpoint, chain(&error))),
+                Err(_) => tried.push(format!(
+                    "{}: no answer within {:?}",
+                    member.endpoint, self.options.call_timeout
+                )),
+            }
+            // A connection that failed is not used again.
+            *member.client.lock().await = None;
+        }
+        Err(EtcdError::Unreachable { tried })
+    }
+
+    async fn client(&self, member: &Member) -> Result<Client, etcd_client::Error> {
+        let mut slot = member.client.lock().await;
+        if let Some(client) = slot.as_ref() {
+            return Ok(client.clone());
+        }
+        let limit = self.options.call_timeout;
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(limit)
+            .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2))
+            .with_require_leader(true);
+        if let Some((name, password)) = &self.options.user {
+            options = options.with_user(name, password).with_auto_token_refresh(true);
+        }
+        let client = Client::connect([member.endpoint.as_str()], Some(options)).await?;
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    fn full(&self, key: &str) -> String {
+        format!("{}{key}", self.options.namespace)
+    }
+
+    fn compare(&self, key: &str, expect: Expect) -> Compare {
+        let key = self.full(key);
+        match expect {
+            Expect::Absent => Compare::version(key, CompareOp::Equal, 0),
+            Expect::ModRevision(revision) => Compare::mod_revision(key, CompareOp::Equal, revision),
+            Expect::CreateRevision(revision) => {
+                Compare::create_revision(key, CompareOp::Equal, revision)
+            }
+        }
+    }
+
+    fn entry(&self, kv: &etcd_client::KeyValue) -> Result<Entry, EtcdError> {
+        let key = String::from_utf8_lossy(kv.key());
+        let value = kv.value_str().map_err(|_| EtcdError::NotText { key: key.to_string() })?;
+        Ok(Entry {
+            key: key.strip_prefix(&self.options.namespace).unwrap_or(&key).to_owned(),
+            value: value.to_owned(),
+            create_revision: kv.create_revision(),
+            mod_revision: kv.mod_revision(),
+            lease: kv.lease(),
+        })
+    }
+}
+
+/// Whether the trouble lies with the member rather than with the request.
+fn worth_another_member(error: &etcd_client::Error) -> bool {
+    use tonic::Code;
+    match error {
+        etcd_client::Error::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Unknown
+                | Code::Cancelled
+                | Code::Internal
+                | Code::Unauthenticated
+                | Code::ResourceExhausted
+        ),
+        etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
+        _ => true,
+    }
+}

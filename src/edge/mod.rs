@@ -1,0 +1,15 @@
+//! The outside world: one file per system, each call with a limit.
+
+pub mod agent_sql;
+pub mod attributes;
+pub mod clock;
+pub mod command;
+pub mod etcd;
+pub mod files;
+pub mod lock;
+pub mod pacemaker;
+pub mod peer;
+pub mod pgbouncer;
+pub mod poke;
+pub mod postgres;
+pub mod postmaster;

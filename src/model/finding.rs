@@ -1,0 +1,31 @@
+//! What a check found, and whether it stops a planned failover.
+
+use serde::{Deserialize, Serialize};
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// Told to the operator; the failover goes on.
+    Warn,
+    /// The failover does not begin.
+    Refuse,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Finding {
+    /// Short stable name, for example `open-transactions`.
+    pub check: String,
+    pub severity: Severity,
+    /// What was found and what to do.
+    pub message: String,
+}
+
+impl Finding {
+    pub fn warn(check: &str, message: impl Into<String>) -> Self {
+        Self { check: check.to_owned(), severity: Severity::Warn, message: message.into() }
+    }
+
+    pub fn refuse(check: &str, message: impl Into<String>) -> Self {
+        Self { check: check.to_owned(), severity: Severity::Refuse, message: message.into() }
+    }
+}

@@ -1,0 +1,14 @@
+//! Facts and decisions. Nothing here does IO, reads a clock, awaits or logs.
+
+pub mod agent;
+pub mod attempt;
+pub mod cluster;
+pub mod crm_mon;
+pub mod finding;
+pub mod health;
+pub mod pause;
+pub mod primary;
+pub mod registration;
+pub mod status;
+pub mod successor;
+pub mod template;

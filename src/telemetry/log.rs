@@ -1,0 +1,36 @@
+//! The logger: key=value on a terminal, JSON otherwise, always to stderr.
+
+use std::{io::IsTerminal, sync::Mutex};
+
+use slog::{Drain, Level, LevelFilter, Logger, o};
+
+/// How log lines look.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// key=value when stderr is a terminal, JSON otherwise.
+    Auto,
+    Text,
+    Json,
+}
+
+/// Builds the logger that writes records of `level` and above to stderr.
+pub fn logger(format: Format, level: Level) -> Logger {
+    let text = match format {
+        Format::Auto => std::io::stderr().is_terminal(),
+        Format::Text => true,
+        Format::Json => false,
+    };
+    if text {
+        let decorator = slog_term::TermDecorator::new().stderr().build();
+        let drain = slog_term::FullFormat::new(decorator).build().fuse();
+        Logger::root(Mutex::new(LevelFilter::new(drain, level)).fuse(), o!())
+    } else {
+        let drain = slog_json::Json::default(std::io::stderr()).fuse();
+        Logger::root(Mutex::new(LevelFilter::new(drain, level)).fuse(), o!())
+    }
+}
+
+/// A logger that drops everything, for tests.
+pub fn discard() -> Logger {
+    Logger::root(slog::Discard, o!())
+}

@@ -1,0 +1,14 @@
+//! The loops, the gRPC server and the failover. Async, but no protocol is spoken here.
+
+pub mod api;
+pub mod checks;
+pub mod failover;
+pub mod follow;
+pub mod mover;
+pub mod pauser;
+pub mod proxy;
+pub mod publish;
+pub mod register;
+pub mod resource_agent;
+pub mod shutdown;
+pub mod web;
