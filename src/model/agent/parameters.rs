@@ -42,37 +42,115 @@ const fn documented(
 pub const DOCUMENTED: &[Documented] = &[
     Documented {
         required: true,
-        ..documented("pgdata", "string", "", "Data directory", "Path of the data directory. \
-            The agent never deletes it.")
+        ..documented(
+            "pgdata",
+            "string",
+            "",
+            "Data directory",
+            "Path of the data directory. \
+            The agent never deletes it.",
+        )
     },
-    documented("bindir", "string", "", "Directory of the server programs", "Where postgres, pg_ctl, \
+    documented(
+        "bindir",
+        "string",
+        "",
+        "Directory of the server programs",
+        "Where postgres, pg_ctl, \
         pg_controldata, pg_rewind, pg_waldump and psql are. Empty: Debian's directory for the major \
-        version in PG_VERSION when it exists, else PATH."),
-    documented("config", "string", "", "Main configuration file", "Path of postgresql.conf, where it \
-        is not in the data directory."),
-    documented("pgdba", "string", "postgres", "Operating system user of Postgres", "Owner of the \
-        data directory, and the database superuser that the agent connects as over the Unix socket."),
+        version in PG_VERSION when it exists, else PATH.",
+    ),
+    documented(
+        "config",
+        "string",
+        "",
+        "Main configuration file",
+        "Path of postgresql.conf, where it \
+        is not in the data directory.",
+    ),
+    documented(
+        "pgdba",
+        "string",
+        "postgres",
+        "Operating system user of Postgres",
+        "Owner of the \
+        data directory, and the database superuser that the agent connects as over the Unix socket.",
+    ),
     documented("pgport", "integer", "5432", "Port", "TCP port of every Postgres of this cluster."),
-    documented("socketdir", "string", "/var/run/postgresql", "Directory of the Unix socket", "Where \
-        the server makes its Unix socket."),
-    documented("logfile", "string", "/dev/null", "Output of the server", "File that takes what the \
-        server prints before its own logging begins."),
-    documented("start_opt", "string", "", "Options of the server", "Further command line options \
-        for the server, as given to pg_ctl -o."),
-    documented("address", "string", "", "Address of this node", "The IP address at which the other \
+    documented(
+        "socketdir",
+        "string",
+        "/var/run/postgresql",
+        "Directory of the Unix socket",
+        "Where \
+        the server makes its Unix socket.",
+    ),
+    documented(
+        "logfile",
+        "string",
+        "/dev/null",
+        "Output of the server",
+        "File that takes what the \
+        server prints before its own logging begins.",
+    ),
+    documented(
+        "start_opt",
+        "string",
+        "",
+        "Options of the server",
+        "Further command line options \
+        for the server, as given to pg_ctl -o.",
+    ),
+    documented(
+        "address",
+        "string",
+        "",
+        "Address of this node",
+        "The IP address at which the other \
         nodes reach this node's Postgres. Empty: the one IPv4 address, other than loopback, that the \
-        node's host name resolves to."),
-    documented("repuser", "string", "postgres", "Replication user", "The role with which standbys \
-        connect to the primary. With rewind=true it also needs the rights that pg_rewind needs."),
-    documented("primary_conninfo_opt", "string", "", "Further connection options", "Appended to \
-        primary_conninfo, for example passfile=/var/lib/postgresql/.pgpass sslmode=require."),
-    documented("rep_mode", "string", "sync", "Replication mode", "sync: one synchronous standby, \
-        named by the agent, and further potential ones. async: none is waited for."),
-    documented("strict", "boolean", "false", "Never run unsynchronised", "With rep_mode=sync: when \
-        no standby streams, writes wait instead of being accepted on the primary alone."),
-    documented("rewind", "boolean", "false", "Rewind a diverged node", "Whether a former primary \
+        node's host name resolves to.",
+    ),
+    documented(
+        "repuser",
+        "string",
+        "postgres",
+        "Replication user",
+        "The role with which standbys \
+        connect to the primary. With rewind=true it also needs the rights that pg_rewind needs.",
+    ),
+    documented(
+        "primary_conninfo_opt",
+        "string",
+        "",
+        "Further connection options",
+        "Appended to \
+        primary_conninfo, for example passfile=/var/lib/postgresql/.pgpass sslmode=require.",
+    ),
+    documented(
+        "rep_mode",
+        "string",
+        "sync",
+        "Replication mode",
+        "sync: one synchronous standby, \
+        named by the agent, and further potential ones. async: none is waited for.",
+    ),
+    documented(
+        "strict",
+        "boolean",
+        "false",
+        "Never run unsynchronised",
+        "With rep_mode=sync: when \
+        no standby streams, writes wait instead of being accepted on the primary alone.",
+    ),
+    documented(
+        "rewind",
+        "boolean",
+        "false",
+        "Rewind a diverged node",
+        "Whether a former primary \
         that holds writes which the new one never had is brought back by pg_rewind. Those writes \
-        were not acknowledged under rep_mode=sync. false: it stays stopped, with the commands."),
+        were not acknowledged under rep_mode=sync. false: it stays stopped, with the commands.",
+    ),
 ];
 
 /// What the resource was configured with.

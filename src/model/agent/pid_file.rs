@@ -42,9 +42,8 @@ mod tests {
 
     #[test]
     fn the_phase_is_in_the_eighth_line() {
-        let text = |phase| {
-            format!("4711\n/var/lib/pg\n1795205000\n5432\n/tmp\n*\n  1234  56\n{phase}\n")
-        };
+        let text =
+            |phase| format!("4711\n/var/lib/pg\n1795205000\n5432\n/tmp\n*\n  1234  56\n{phase}\n");
         for (word, phase) in [
             ("starting", Some(Phase::Starting)),
             ("ready   ", Some(Phase::Ready)),

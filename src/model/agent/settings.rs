@@ -50,7 +50,8 @@ impl SyncName {
 }
 
 /// Names of the settings in `pgcm.conf`.
-const OWNED: [&str; 3] = ["primary_conninfo", "synchronous_standby_names", "recovery_target_timeline"];
+const OWNED: [&str; 3] =
+    ["primary_conninfo", "synchronous_standby_names", "recovery_target_timeline"];
 
 impl Settings {
     /// The whole text of `pgcm.conf`.
@@ -89,7 +90,8 @@ fn literal(value: &str) -> String {
 /// `None` when the line is there already.
 pub fn with_include(config: &str, pgcm_conf: &str) -> Option<String> {
     let line = format!("include_if_exists = {}", literal(pgcm_conf));
-    let last = config.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with('#'));
+    let last =
+        config.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with('#'));
     if last == Some(line.as_str()) {
         return None;
     }

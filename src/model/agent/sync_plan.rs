@@ -38,8 +38,14 @@ pub struct View<'a> {
 /// One thing to do. A step that fails ends the plan: what follows relies on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Step {
-    Score { node: String, score: Score },
-    Status { node: String, status: Status },
+    Score {
+        node: String,
+        score: Score,
+    },
+    Status {
+        node: String,
+        status: Status,
+    },
     /// One write into the CIB, done when it returns.
     DataStatus(Vec<(String, DataStatus)>),
     /// Waits until the CIB shows that none of these nodes may be promoted.
@@ -59,9 +65,12 @@ pub fn plan(view: View<'_>) -> Vec<Step> {
         .filter(|node| !entitled_without_sync(view, node))
         .collect();
     let mut steps = own_steps(view);
-    steps.extend(revoked.iter().filter(|node| may_be_promoted(view, node)).map(|node| {
-        Step::Score { node: node.name.clone(), score: Score::NEVER }
-    }));
+    steps.extend(
+        revoked
+            .iter()
+            .filter(|node| may_be_promoted(view, node))
+            .map(|node| Step::Score { node: node.name.clone(), score: Score::NEVER }),
+    );
     let data: Vec<_> = others(view)
         .filter(|node| !(keeps && is_named(&chosen, node)))
         .filter_map(|node| {

@@ -177,16 +177,17 @@ fn any_case() -> impl Strategy<Value = Case> {
     (nodes, rows, waits_for, any::<bool>(), any::<bool>()).prop_map(
         |(nodes, rows, waits_for, sync, strict)| {
             let name = |index: usize| format!("pg0{}", index + 1);
-            let nodes = nodes.into_iter().enumerate().map(|(index, (score, status, data, online))| {
-                let pairs: Vec<_> = score
-                    .map(|value| ("score", value))
-                    .into_iter()
-                    .chain(status.map(|value| ("status", value)))
-                    .collect();
-                let mut node = node(&name(index), &pairs, data);
-                node.online = online || index == 0;
-                node
-            });
+            let nodes =
+                nodes.into_iter().enumerate().map(|(index, (score, status, data, online))| {
+                    let pairs: Vec<_> = score
+                        .map(|value| ("score", value))
+                        .into_iter()
+                        .chain(status.map(|value| ("status", value)))
+                        .collect();
+                    let mut node = node(&name(index), &pairs, data);
+                    node.online = online || index == 0;
+                    node
+                });
             let rows = rows.into_iter().enumerate().skip(1).filter_map(|(index, row)| {
                 let (streaming, is_sync, flushed) = row?;
                 Some(Row { name: name(index), streaming, is_sync, flushed: Lsn(flushed) })
