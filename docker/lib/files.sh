@@ -37,6 +37,7 @@ write_common_files() {
   # PgBouncer starts without databases and waits for the proxy to render the template.
   grep -v '{{' "$root/config/pgbouncer.ini.template" > "$tree/etc/pgbouncer/pgbouncer.ini"
   echo '"app" "app"' > "$tree/etc/pgbouncer/userlist.txt"
+  chmod 0640 "$tree"/etc/pgbouncer/{pgbouncer.ini,userlist.txt}
   fill config.toml "$node" > "$tree/etc/pgsql-cluster-manager/config.toml"
   install -m 0600 "$work_dir/secrets/token" "$tree/etc/pgsql-cluster-manager/token"
   enable "$tree" pgbouncer pgcm-proxy
@@ -45,10 +46,11 @@ write_common_files() {
 # The three nodes with Postgres: Corosync, Pacemaker, etcd, Postgres, and supervise.
 write_postgres_files() {
   local node=$1 tree=$2 config=$2/etc/postgresql/$postgres_version/main
-  mkdir -p "$tree"/etc/{corosync,default} "$config"
+  mkdir -p "$tree"/etc/{corosync,default} "$tree/var/lib/pacemaker/cib" "$config"
   install -m 0400 "$work_dir/secrets/authkey" "$tree/etc/corosync/authkey"
   install -m 0600 "$work_dir/secrets/replication.pgpass" "$tree/etc/pgsql-cluster-manager/"
   fill corosync.conf "$node" > "$tree/etc/corosync/corosync.conf"
+  fill cib-first.xml "$node" > "$tree/var/lib/pacemaker/cib/cib.xml"
   fill etcd "$node" > "$tree/etc/default/etcd"
   fill postgresql.conf "$node" > "$config/postgresql.conf"
   fill pg_hba.conf "$node" > "$config/pg_hba.conf"

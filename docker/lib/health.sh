@@ -35,15 +35,15 @@ is_healthy() { cluster_problems > "$work_dir/health" 2>&1; }
 print_tour() {
   echo
   in_node app01 pgcm status || true
-  cat <<TEXT
-
-What to try next:
-  docker exec $(container app01) pgcm failover                   move the primary; clients only wait
-  docker exec $(container pg01) crm_mon -Afr -1                  the cluster as Pacemaker sees it
-  docker exec $(container pg01) etcdctl get --prefix /postgres   what pgcm published
-  ${invocation}demo                       a failover under load, as its clients see it
-  docker kill $(container pg01)                                  a crash; 'docker start $(container pg01)' brings it back
-  ${invocation}logs | ${invocation}down
-TEXT
-  [ "$cluster" != pgcm ] || echo "  psql postgresql://app:app@127.0.0.1:6432/app        your own queries, from this machine"
+  printf '\nWhat to try next:\n'
+  try "docker exec $(container app01) pgcm failover" "move the primary; clients only wait"
+  try "docker exec $(container pg01) crm_mon -Afr -1" "the cluster as Pacemaker sees it"
+  try "docker exec $(container pg01) etcdctl get --prefix /postgres/master" "the address that pgcm published"
+  [ "$cluster" != pgcm ] || try "psql postgresql://app:app@127.0.0.1:6432/app" "your own queries, from this machine"
+  try "docker kill $(container pg01)" "a crash; bring it back with docker start $(container pg01)"
+  try "${invocation}demo" "a failover under load, as its clients see it"
+  try "${invocation}logs" "what every part has to say"
+  try "${invocation}down" "remove it all"
 }
+
+try() { printf '  %-56s %s\n' "$1" "$2"; }

@@ -35,7 +35,11 @@ need_image() {
   local base
   image=pgcm-node:$debian
   base=$(base_image) || exit 1
-  has_image "$image" || say "building the node image for Debian $debian (a few minutes, once)"
+  if has_image "$image"; then
+    say "checking the node image"
+  else
+    say "building the node image for Debian $debian (a few minutes, once)"
+  fi
   if ! docker build --build-arg "BASE=$base" --tag "$image" "$root/docker/image" > "$work_dir/build.log" 2>&1; then
     tail -n 20 "$work_dir/build.log" >&2
     fail "the node image does not build; the end of the log is above"
