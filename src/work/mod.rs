@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod checks;
+pub mod consoles;
 pub mod failover;
 pub mod follow;
 pub mod mover;
