@@ -6,13 +6,14 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: ./start-cluster.sh [up|demo|down|logs] [--debian trixie|bookworm]
+Usage: ./start-cluster.sh [up|demo|down|logs|image] [--debian trixie|bookworm]
 
   up      build pgcm and the node image, boot pg01, pg02, pg03 and app01, wait until
           all is healthy (the default). Safe to repeat; installs a changed pgcm.
   demo    8 clients commit through app01 while the primary moves; prints what they saw
   down    remove the containers, the network and the data
   logs    the newest log lines of every node
+  image   only build the node image
 
   --debian  13, trixie (the default): Postgres 17, Pacemaker 3.0
             12, bookworm: Postgres 15, Pacemaker 2.1
@@ -102,6 +103,12 @@ down() {
   say "the playground '$cluster' is gone; its images stay"
 }
 
+image() {
+  need_docker
+  debian=${wanted_debian:-trixie}
+  need_image
+}
+
 logs() {
   local node
   need_docker
@@ -113,7 +120,7 @@ main() {
   wanted_debian=
   while [ $# -gt 0 ]; do
     case "$1" in
-      up|demo|down|logs) command=$1 ;;
+      up|demo|down|logs|image) command=$1 ;;
       --debian) [ $# -gt 1 ] || fail "--debian needs trixie or bookworm"; wanted_debian=$2; shift ;;
       --debian=*) wanted_debian=${1#*=} ;;
       -h|--help) usage; exit 0 ;;

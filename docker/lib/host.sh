@@ -34,19 +34,24 @@ need_rust() {
   fi
 }
 
+# What compiling pgcm needs beside Rust.
+need_build_packages() {
+  local packages=()
+  have cc || packages+=(gcc libc6-dev)
+  have protoc || packages+=(protobuf-compiler)
+  [ -e /usr/include/google/protobuf/timestamp.proto ] || packages+=(libprotobuf-dev)
+  [ ${#packages[@]} -eq 0 ] || need_packages "${packages[@]}"
+}
+
 # Sets $binary to the pgcm to install: PGCM_BINARY, or a fresh build.
 need_binary() {
-  local packages=()
   if [ -n "${PGCM_BINARY:-}" ]; then
     [ -x "$PGCM_BINARY" ] || fail "PGCM_BINARY=$PGCM_BINARY is not an executable file"
     binary=$PGCM_BINARY
     return
   fi
   need_rust
-  have cc || packages+=(gcc libc6-dev)
-  have protoc || packages+=(protobuf-compiler)
-  [ -e /usr/include/google/protobuf/timestamp.proto ] || packages+=(libprotobuf-dev)
-  [ ${#packages[@]} -eq 0 ] || need_packages "${packages[@]}"
+  need_build_packages
   say "building pgcm"
   (cd "$root" && cargo build --release --locked --quiet --bin pgcm) || fail "pgcm does not build; the errors are above"
   binary=${CARGO_TARGET_DIR:-$root/target}/release/pgcm
