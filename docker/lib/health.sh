@@ -46,4 +46,4 @@ print_tour() {
   try "${invocation}down" "remove it all"
 }
 
-try() { printf '  %-56s %s\n' "$1" "$2"; }
+try() { printf '  %-64s %s\n' "$1" "$2"; }
