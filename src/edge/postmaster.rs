@@ -48,6 +48,8 @@ pub enum PostmasterError {
         #[source]
         source: nix::Error,
     },
+    #[error("Postgres did not start; see its log, or {log}", log = .log.display())]
+    NotStarted { log: PathBuf },
     #[error("cannot look at the processes of {user}")]
     Identity {
         user: String,
@@ -55,6 +57,9 @@ pub enum PostmasterError {
         source: io::Error,
     },
 }
+
+/// How long it may take from pg_ctl to the postmaster's first sign of life.
+const SHOWS_UP: Duration = Duration::from_secs(5);
 
 /// One data directory and the programs that serve it.
 #[derive(Debug, Clone)]
@@ -156,7 +161,10 @@ impl<R: Run> Postmaster<R> {
         ControlData::parse(&output.stdout).map_err(PostmasterError::ControlData)
     }
 
-    /// Begins to start the server and returns at once.
+    /// Begins to start the server and returns as soon as its postmaster lives.
+    ///
+    /// # Errors
+    /// [`PostmasterError::NotStarted`] when no postmaster shows up, or it ends at once.
     pub async fn start(&self, limit: Duration) -> Result<(), PostmasterError> {
         let mut options = format!("-p {} -k '{}'", self.port, self.socketdir.display());
         if self.config_file != self.pgdata.join("postgresql.conf") {
@@ -166,7 +174,16 @@ impl<R: Run> Postmaster<R> {
         options.push_str(&self.start_options);
         let log = self.logfile.display().to_string();
         let args = ["-W", "-s", "-D", &self.data(), "-l", &log, "-o", &options, "start"];
-        self.tool("pg_ctl", &args, limit).await.map(|_| ())
+        self.tool("pg_ctl", &args, limit).await?;
+        let deadline = Instant::now() + limit.min(SHOWS_UP);
+        while !matches!(self.process()?.0, Process::Running(_)) {
+            if Instant::now() >= deadline {
+                let log = self.logfile.clone();
+                return Err(PostmasterError::NotStarted { log });
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        Ok(())
     }
 
     /// Lets the server recover from a crash, and stop, without serving anybody.
