@@ -70,7 +70,8 @@ pub struct State {
     pub checkpoint_timeline: u32,
     /// The checkpointer waits for work, so it has taken over the settings of the last reload.
     pub checkpointer_idle: bool,
-    pub has_walreceiver: bool,
+    /// WAL streams in; a walreceiver that only waits for a better time does not count.
+    pub receives: bool,
     /// The primary's standbys.
     pub rows: Vec<Row>,
 }
@@ -87,7 +88,7 @@ select pg_is_in_recovery(),
        (select timeline_id from pg_control_checkpoint()),
        exists (select from pg_stat_activity where backend_type = 'checkpointer'
                and wait_event in ('CheckpointerMain', 'CheckpointWriteDelay')),
-       exists (select from pg_stat_wal_receiver);
+       exists (select from pg_stat_wal_receiver where status = 'streaming');
 select application_name, state, sync_state, flush_lsn from pg_stat_replication
  where state is not null";
 
@@ -135,7 +136,7 @@ impl Local {
             timeline: timeline.transpose().map_err(|_| SqlError::Incomplete("a timeline"))?,
             checkpoint_timeline: own.get(6).and_then(|id| id.parse().ok()).unwrap_or(0),
             checkpointer_idle: own.get(7) == Some("t"),
-            has_walreceiver: own.get(8) == Some("t"),
+            receives: own.get(8) == Some("t"),
             rows: rows.map(standby).collect(),
         })
     }

@@ -7,6 +7,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -77,6 +78,34 @@ const CIB: &str = r#"<cib crm_feature_set="3.0.14" validate-with="pacemaker-3.0"
 <node_state id="3" uname="pg03" in_ccm="true" crmd="online" join="member" expected="member"/>
 </status></cib>"#;
 
+/// A data directory to copy, made once for all tests.
+fn template(cluster: &Cluster) -> &'static Path {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let dir = tempfile::Builder::new().prefix("pgcm-template").tempdir().expect("created");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+        // Left behind on purpose: statics are never dropped.
+        let dir = dir.keep();
+        let path = dir.join("data");
+        let data = text(&path);
+        cluster.as_postgres("initdb", &["-k", "-N", "-A", "trust", "-U", "postgres", "-D", &data]);
+        // Processes are killed here, never the machine: without fsync the tests are fast.
+        let config = "max_connections = 12\nlogging_collector = off\nwal_keep_size = '64MB'\n\
+                      wal_retrieve_retry_interval = '200ms'\nshared_buffers = '16MB'\nfsync = off\n";
+        let main = path.join("postgresql.conf");
+        let old = fs::read_to_string(&main).expect("made by initdb");
+        fs::write(main, format!("{old}{config}")).expect("written");
+        // A standby refuses fewer connections than its primary had, so the primary has to have had so
+        // few: that takes one run as a primary.
+        let log = text(&dir.join("log"));
+        let options = format!("-c listen_addresses='' -k {}", text(&dir));
+        let start = ["-D", &data, "-l", &log, "-o", &options, "-w", "start"];
+        cluster.as_postgres("pg_ctl", &start);
+        cluster.as_postgres("pg_ctl", &["-D", &data, "-m", "fast", "-w", "stop"]);
+        path
+    })
+}
+
 impl Cluster {
     /// A data directory for pg01; nothing runs yet.
     pub(crate) fn new() -> Self {
@@ -100,21 +129,10 @@ impl Cluster {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
         }
         fs::write(cluster.path("cib.xml"), CIB).expect("written");
-        let data = cluster.data("pg01");
-        cluster.as_postgres("initdb", &["-k", "-A", "trust", "-U", "postgres", "-D", &text(&data)]);
-        let config = "max_connections = 12\nlogging_collector = off\nwal_keep_size = '64MB'\n\
-                      wal_retrieve_retry_interval = '200ms'\nshared_buffers = '16MB'\n";
-        let path = data.join("postgresql.conf");
-        let old = fs::read_to_string(&path).expect("made by initdb");
-        fs::write(path, format!("{old}{config}")).expect("written");
-        // A standby refuses fewer connections than its primary had, so the primary has to have had so
-        // few: that takes one run as a primary.
-        let options = format!("-c listen_addresses='' -p {port} -k {}", text(cluster.dir.path()));
-        let data = text(&data);
-        let log = text(&cluster.path("pg01.log"));
-        let start = ["-D", &data, "-l", &log, "-o", &options, "-w", "start"];
-        cluster.as_postgres("pg_ctl", &start);
-        cluster.as_postgres("pg_ctl", &["-D", &data, "-m", "fast", "-w", "stop"]);
+        let data = text(&cluster.data("pg01"));
+        let mut copy = command("cp");
+        copy.args(["-a", &text(template(&cluster)), &data]);
+        run(copy);
         cluster
     }
 
@@ -132,7 +150,7 @@ impl Cluster {
     pub(crate) fn add(&self, node: &str) {
         let source = format!("host={} port={} user=postgres", address("pg01"), self.port);
         let data = text(&self.data(node));
-        self.as_postgres("pg_basebackup", &["-c", "fast", "-D", &data, "-d", &source]);
+        self.as_postgres("pg_basebackup", &["-N", "-c", "fast", "-D", &data, "-d", &source]);
         self.act(node, "start").with(0);
     }
 

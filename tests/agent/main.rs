@@ -158,7 +158,7 @@ fn a_primary_whose_standby_misses_the_last_bytes_goes_on_as_primary() {
 fn a_standby_behind_a_stopped_primary_is_not_promoted() {
     let cluster = Cluster::pair();
     cluster.act("pg01", "stop").with(0);
-    cluster.set_attribute("pg01", "Postgresql-shutdown-lsn", "1:00000000FF000000");
+    cluster.set_attribute("pg01", "Postgresql-shutdown-lsn", "2:00000000FF000000");
     let ended = cluster.act("pg02", "promote").with(1);
     assert!(ended.reason().contains("pg01 stopped at 0/FF000000"), "{}", ended.reason());
     assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("-INFINITY"));
@@ -314,6 +314,8 @@ fn a_running_standby_that_diverged_fails_its_monitor() {
     eventually(SECONDS, "pg01 is found to have diverged", || {
         cluster.act("pg01", "monitor").reason().contains("cannot follow")
     });
+    let found = cluster.act("pg01", "monitor").with(1).reason();
+    assert!(found.contains("timeline 2"), "{found}");
 }
 
 #[test]

@@ -23,6 +23,7 @@ use crate::{
         conninfo::Upstream,
         lsn::Position,
         parameters::{Parameters, ReplicationMode},
+        pid_file::Phase,
         settings::{Settings, SyncName},
     },
 };
@@ -141,21 +142,25 @@ impl<R: Run + Clone> Agent<R> {
         let deadline = Instant::now() + limit;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
-            let error = match self.connect(left.max(Duration::from_millis(100))).await {
-                Ok(local) => return Ok(local),
-                Err(error) => error,
-            };
-            if left.is_zero() {
-                return Err(error.into());
+            match self.postmaster.process()?.0 {
+                Process::Gone | Process::Orphans => {
+                    let log = self.parameters.logfile.display();
+                    return Err(Failure::new(
+                        OcfCode::Generic,
+                        format!("Postgres ended while starting; see its log, or {log}"),
+                    ));
+                }
+                // Asking earlier would only fill the server's log.
+                Process::Running(Some(Phase::Starting)) if !left.is_zero() => {}
+                Process::Running(_) => {
+                    match self.connect(left.max(Duration::from_millis(100))).await {
+                        Ok(local) => return Ok(local),
+                        Err(error) if left.is_zero() => return Err(error.into()),
+                        Err(_) => {}
+                    }
+                }
             }
-            if let (Process::Gone | Process::Orphans, _) = self.postmaster.process()? {
-                let log = self.parameters.logfile.display();
-                return Err(Failure::new(
-                    OcfCode::Generic,
-                    format!("Postgres ended while starting; see its log, or {log}"),
-                ));
-            }
-            sleep(Duration::from_millis(5)).await;
+            sleep(Duration::from_millis(3)).await;
         }
     }
 

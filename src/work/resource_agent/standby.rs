@@ -40,7 +40,7 @@ pub(super) async fn duties<R: Run + Clone>(agent: &Agent<R>, state: &State) -> R
     {
         return Ok(());
     }
-    if state.has_walreceiver {
+    if state.receives {
         let _ = fs::remove_file(agent.alone_file());
         return Ok(());
     }
