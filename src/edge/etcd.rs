@@ -11,7 +11,8 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions,
 };
 use slog::{Logger, debug};
 use tokio::{
@@ -137,6 +138,27 @@ impl Etcd {
             })
             .await?;
         response.kvs().first().map(|kv| self.entry(kv)).transpose()
+    }
+
+    /// Those of `keys` that exist, all as they were at one revision, read through consensus.
+    pub async fn get_all(&self, keys: &[&str]) -> Result<Snapshot, EtcdError> {
+        let gets: Vec<TxnOp> = keys.iter().map(|key| TxnOp::get(self.full(key), None)).collect();
+        let txn = Txn::new().and_then(gets);
+        let response = self
+            .call("read keys", |mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            })
+            .await?;
+        let mut entries = Vec::new();
+        for answer in response.op_responses() {
+            if let TxnOpResponse::Get(found) = answer {
+                for kv in found.kvs() {
+                    entries.push(self.entry(kv)?);
+                }
+            }
+        }
+        Ok(Snapshot { revision: response.header().map_or(0, |header| header.revision()), entries })
     }
 
     /// All keys that start with `prefix` (below the namespace), read through consensus.
