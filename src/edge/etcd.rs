@@ -230,15 +230,24 @@ impl Etcd {
     /// # Errors
     /// [`EtcdError::LeaseGone`] when the lease has ended: whatever stood under it is lost.
     pub async fn renew(&self, lease: i64) -> Result<Duration, EtcdError> {
-        let answer = self
+        let left = self
             .call("renew a lease", |mut client| async move {
-                let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
+                let (mut keeper, mut answers) = match client.lease_keep_alive(lease).await {
+                    Ok(begun) => begun,
+                    // This is how the client reports that the first answer gave no time to live.
+                    Err(etcd_client::Error::LeaseKeepAliveError(reason))
+                        if reason == "lease not found" =>
+                    {
+                        return Ok(0);
+                    }
+                    Err(error) => return Err(error),
+                };
                 keeper.keep_alive().await?;
-                answers.message().await
+                Ok(answers.message().await?.map_or(0, |answer| answer.ttl()))
             })
             .await?;
-        match answer.map(|answer| answer.ttl()).and_then(|ttl| u64::try_from(ttl).ok()) {
-            Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        match u64::try_from(left) {
+            Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
             _ => Err(EtcdError::LeaseGone { lease }),
         }
     }

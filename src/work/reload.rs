@@ -7,6 +7,7 @@ use std::{
 
 use tokio::task::JoinSet;
 
+use super::consoles::in_order;
 use crate::{
     edge::pgbouncer::{Console, ConsoleError, Session},
     model::pgbouncer_ini::{Agreement, Database, compare},
@@ -137,13 +138,11 @@ pub async fn follow(
         let file = file.to_vec();
         asked.spawn(async move {
             let answer = process.follow(&file, changed).await;
-            (index, process, answer)
+            (index, (process, answer))
         });
     }
-    let mut done = asked.join_all().await;
-    done.sort_by_key(|(index, ..)| *index);
     let mut answers = Vec::new();
-    for (_, process, answer) in done {
+    for (process, answer) in in_order(asked).await {
         processes.push(process);
         answers.push(answer);
     }
