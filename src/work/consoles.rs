@@ -36,10 +36,22 @@ where
         asked
             .spawn(async move { (index, answer.await.map_err(|error| Failure { socket, error })) });
     }
-    // A task can only fail by a panic, which goes on here.
-    let mut answers = asked.join_all().await;
-    answers.sort_by_key(|(index, _)| *index);
-    answers.into_iter().map(|(_, answer)| answer).collect()
+    in_order(asked).await
+}
+
+/// Waits for tasks that give their index along, and returns what they gave in that order.
+pub async fn in_order<T: 'static>(mut tasks: JoinSet<(usize, T)>) -> Vec<T> {
+    let mut done = Vec::new();
+    while let Some(ended) = tasks.join_next().await {
+        match ended {
+            Ok(one) => done.push(one),
+            Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+            // Only a runtime that shuts down cancels these tasks; this one is next.
+            Err(_) => std::future::pending().await,
+        }
+    }
+    done.sort_by_key(|(index, _)| *index);
+    done.into_iter().map(|(_, one)| one).collect()
 }
 
 /// Pauses every process and proves it: nothing flows and no server connection is in use.

@@ -1,37 +1,18 @@
-//! STUB (failover branch): to be replaced whole by the proxy and supervise branches' files.
+//! What stands in the way of a planned failover, agent by agent.
+
+pub mod pgbouncer;
+pub mod proxy;
+pub mod supervise;
 
 use std::time::Duration;
 
-use crate::model::{finding::Finding, health::Component};
-
-/// What a failover means to ask for.
+/// What the planned failover means to do.
 #[derive(Debug, Clone)]
 pub struct Terms {
+    /// How long it would wait for transactions to end.
     pub pause_timeout: Duration,
+    /// How long clients may be held at most.
     pub pause_expiry: Duration,
+    /// Node that the primary shall move to; None: the synchronous standby.
     pub target: Option<String>,
-}
-
-pub struct SuperviseChecks;
-
-impl SuperviseChecks {
-    pub async fn findings(&self, _terms: &Terms) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    pub async fn health(&self) -> Vec<Component> {
-        Vec::new()
-    }
-}
-
-pub struct ProxyChecks;
-
-impl ProxyChecks {
-    pub async fn findings(&self, _terms: &Terms) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    pub async fn health(&self) -> Vec<Component> {
-        Vec::new()
-    }
 }
