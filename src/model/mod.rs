@@ -12,3 +12,4 @@ pub mod registration;
 pub mod status;
 pub mod successor;
 pub mod template;
+pub mod xml;
