@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod crm_mon;
 pub mod finding;
 pub mod health;
+pub mod location;
 pub mod pause;
 pub mod primary;
 pub mod registration;
