@@ -12,6 +12,11 @@ pub fn rfc3339_after(after: Duration) -> String {
     humantime::format_rfc3339_seconds(now() + after).to_string()
 }
 
+/// Whether `instant`, RFC 3339 in UTC, lies in the past; `None` when it is no such thing.
+pub fn is_past(instant: &str) -> Option<bool> {
+    humantime::parse_rfc3339_weak(instant).ok().map(|instant| instant < now())
+}
+
 /// Milliseconds since 1970.
 pub fn unix_ms() -> u64 {
     let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();

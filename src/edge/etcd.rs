@@ -45,8 +45,6 @@ pub enum EtcdError {
         #[source]
         source: etcd_client::Error,
     },
-    #[error("the value of {key} in etcd is not text")]
-    NotText { key: String },
     #[error("the etcd lease {lease:x} is gone")]
     LeaseGone { lease: i64 },
 }
@@ -137,7 +135,7 @@ impl Etcd {
                 async move { client.get(full, None).await }
             })
             .await?;
-        response.kvs().first().map(|kv| self.entry(kv)).transpose()
+        Ok(response.kvs().first().map(|kv| self.entry(kv)))
     }
 
     /// Those of `keys` that exist, all as they were at one revision, read through consensus.
@@ -170,8 +168,7 @@ impl Etcd {
                 async move { client.get(full, Some(GetOptions::new().with_prefix())).await }
             })
             .await?;
-        let entries =
-            response.kvs().iter().map(|kv| self.entry(kv)).collect::<Result<Vec<_>, _>>()?;
+        let entries = response.kvs().iter().map(|kv| self.entry(kv)).collect();
         Ok(Snapshot { revision: response.header().map_or(0, |header| header.revision()), entries })
     }
 
@@ -371,16 +368,16 @@ impl Etcd {
         }
     }
 
-    fn entry(&self, kv: &etcd_client::KeyValue) -> Result<Entry, EtcdError> {
+    fn entry(&self, kv: &etcd_client::KeyValue) -> Entry {
         let key = String::from_utf8_lossy(kv.key());
-        let value = kv.value_str().map_err(|_| EtcdError::NotText { key: key.to_string() })?;
-        Ok(Entry {
+        Entry {
             key: key.strip_prefix(&self.options.namespace).unwrap_or(&key).to_owned(),
-            value: value.to_owned(),
+            // A value that is no text is judged, and healed, as a wrong text.
+            value: String::from_utf8_lossy(kv.value()).into_owned(),
             create_revision: kv.create_revision(),
             mod_revision: kv.mod_revision(),
             lease: kv.lease(),
-        })
+        }
     }
 }
 

@@ -1,1 +1,185 @@
-//! (being written)
+//! Pacemaker through its own tools: `crm_mon` to look, `cibadmin` for the constraint of a move.
+
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
+
+use super::command::{Call, CommandError, Output, Processes, Run};
+use crate::{
+    error::chain,
+    model::{
+        crm_mon::{self, CrmMonError, PacemakerView},
+        location::{self, Location, MoveRule},
+        xml::XmlError,
+    },
+};
+
+/// Pacemaker and the resource that runs Postgres.
+#[derive(Debug, Clone)]
+pub struct PacemakerOptions {
+    /// Id of the primitive, not of its clone.
+    pub resource: String,
+    /// Bounds each call of a tool; the tool is killed then.
+    pub limit: Duration,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PacemakerError {
+    #[error("cannot ask Pacemaker")]
+    Command(#[source] CommandError),
+    #[error("`{program}` ended with status {status}: {reason}")]
+    Exit { program: &'static str, status: i32, reason: String },
+    #[error("cannot tell the roles from what Pacemaker says")]
+    View(#[source] CrmMonError),
+    #[error("cannot read Pacemaker's constraints")]
+    Constraints(#[source] XmlError),
+    #[error("resource `{resource}` is in no promotable clone, so there is no role to move")]
+    NoClone { resource: String },
+}
+
+/// Pacemaker on this node.
+#[derive(Debug)]
+pub struct Pacemaker<R = Processes> {
+    run: R,
+    options: PacemakerOptions,
+    /// Whether only the older XML was understood; remembered once it is known.
+    legacy: AtomicBool,
+}
+
+/// No such object; and the same as Pacemaker 1.1 has it.
+const ABSENT: [i32; 2] = [105, 6];
+/// The CIB does not allow it: the schema, above all.
+const SCHEMA: i32 = 78;
+
+impl<R: Run> Pacemaker<R> {
+    pub fn new(run: R, options: PacemakerOptions) -> Self {
+        Self { run, options, legacy: AtomicBool::new(false) }
+    }
+
+    /// Id of the primitive that runs Postgres.
+    pub fn resource(&self) -> &str {
+        &self.options.resource
+    }
+
+    /// The cluster as Pacemaker on this node sees it now.
+    ///
+    /// # Errors
+    /// [`PacemakerError`]; none of them ever means that there is no primary.
+    pub async fn view(&self) -> Result<PacemakerView, PacemakerError> {
+        if self.legacy.load(Ordering::Relaxed) {
+            return self.look(&["--as-xml", "-1"]).await;
+        }
+        let modern = self.look(&["--output-as=xml", "-1"]).await;
+        match modern {
+            // Usage: a crm_mon that does not know the option yet.
+            Err(PacemakerError::Exit { status: 1 | 64, reason, program }) => {
+                match self.look(&["--as-xml", "-1"]).await {
+                    Ok(view) => {
+                        self.legacy.store(true, Ordering::Relaxed);
+                        Ok(view)
+                    }
+                    Err(_) => Err(PacemakerError::Exit { program, status: 64, reason }),
+                }
+            }
+            other => other,
+        }
+    }
+
+    async fn look(&self, args: &[&str]) -> Result<PacemakerView, PacemakerError> {
+        let output = self.call("crm_mon", args).await?;
+        // The status comes first: a crm_mon that failed prints well-formed XML all the same.
+        if !output.success() {
+            let reason = match crm_mon::refusal(&output.stdout) {
+                Some(refusal) => refusal.to_string(),
+                None => output.last_words().to_owned(),
+            };
+            return Err(PacemakerError::Exit { program: "crm_mon", status: output.status, reason });
+        }
+        PacemakerView::parse(&output.stdout, &self.options.resource).map_err(PacemakerError::View)
+    }
+
+    /// Location constraints on the resource or its clone: those that move or ban it.
+    pub async fn locations(&self, view: &PacemakerView) -> Result<Vec<Location>, PacemakerError> {
+        let output = self.call("cibadmin", &["--query", "--scope", "constraints"]).await?;
+        if !output.success() {
+            return Err(exit("cibadmin", &output));
+        }
+        let all = location::parse(&output.stdout).map_err(PacemakerError::Constraints)?;
+        let about = |id: &str| id == self.options.resource || view.clone.as_deref() == Some(id);
+        Ok(all.into_iter().filter(|location| about(&location.resource)).collect())
+    }
+
+    /// Asks Pacemaker to move the promoted role to `target`.
+    ///
+    /// The request stops to count at `until` (RFC 3339), whoever dies. One made before is replaced.
+    pub async fn move_to(
+        &self,
+        view: &PacemakerView,
+        target: &str,
+        until: &str,
+    ) -> Result<(), PacemakerError> {
+        let resource = self.options.resource.clone();
+        let clone = view.clone.clone().ok_or(PacemakerError::NoClone { resource })?;
+        let first = view.promoted_role_name();
+        // A CIB that was made by an older version keeps that version's schema, and role names.
+        let second = if first == "Promoted" { "Master" } else { "Promoted" };
+        let mut refused = None;
+        for role in [first, second] {
+            let rule = MoveRule { clone: &clone, role, target, until };
+            let xml = rule.xml();
+            let args =
+                ["--modify", "--allow-create", "--scope", "constraints", "--xml-text", &xml];
+            let output = self.call("cibadmin", &args).await?;
+            if output.success() {
+                return Ok(());
+            }
+            let is_schema = output.status == SCHEMA;
+            refused.get_or_insert(exit("cibadmin", &output));
+            if !is_schema {
+                break;
+            }
+        }
+        Err(refused.unwrap_or(PacemakerError::NoClone { resource: clone }))
+    }
+
+    /// Removes the request that [`Self::move_to`] made; returns whether it was there.
+    pub async fn forget_move(&self, clone: &str) -> Result<bool, PacemakerError> {
+        let xml = format!("<rsc_location id=\"{}\"/>", location::move_id(clone));
+        let query = format!("//rsc_location[@id='{}']", location::move_id(clone));
+        let found = self.call("cibadmin", &["--query", "--xpath", &query]).await?;
+        if ABSENT.contains(&found.status) {
+            return Ok(false);
+        }
+        if !found.success() {
+            return Err(exit("cibadmin", &found));
+        }
+        let args = ["--delete", "--scope", "constraints", "--xml-text", &xml];
+        let output = self.call("cibadmin", &args).await?;
+        match output.status {
+            0 => Ok(true),
+            status if ABSENT.contains(&status) => Ok(false),
+            _ => Err(exit("cibadmin", &output)),
+        }
+    }
+
+    async fn call(&self, program: &str, args: &[&str]) -> Result<Output, PacemakerError> {
+        let call = Call::new(program, args, self.options.limit);
+        self.run.run(call).await.map_err(PacemakerError::Command)
+    }
+}
+
+fn exit(program: &'static str, output: &Output) -> PacemakerError {
+    PacemakerError::Exit {
+        program,
+        status: output.status,
+        reason: output.last_words().to_owned(),
+    }
+}
+
+impl PacemakerError {
+    /// With its causes, in one line.
+    pub fn in_full(&self) -> String {
+        chain(self).to_string()
+    }
+}

@@ -1,35 +1,257 @@
-//! STUB (failover branch): to be replaced whole by the supervise branch's file.
+//! Moves the promoted role: what the failover asks of the supervise on the primary.
 
-use std::time::Duration;
+use std::{
+    future::Future,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
-use crate::model::cluster::Primary;
+use slog::{Logger, info};
+use tokio::{
+    sync::Notify,
+    time::{Instant, sleep, timeout},
+};
+
+use crate::{
+    edge::{
+        clock,
+        command::{Processes, Run},
+        etcd::Etcd,
+        pacemaker::{Pacemaker, PacemakerError},
+        postgres::{LocalPostgres, Postgres, PostgresError},
+    },
+    error::chain,
+    model::{
+        cluster::{ClusterView, Primary},
+        successor::{self, NoSuccessor},
+    },
+    work::publish::CLUSTER,
+};
+
+/// Pause between two looks while clients wait.
+const LOOK: Duration = Duration::from_millis(40);
 
 #[derive(Debug, thiserror::Error)]
-#[error("stub")]
-pub struct MoveError;
+pub enum MoveError {
+    #[error("there is no standby to move to: {0}")]
+    NoTarget(NoSuccessor),
+    #[error("{}", match .primary {
+        Some(node) => format!("this node is not the primary, {node} is; ask the supervise there"),
+        None => "this node is not the primary, and no node is".to_owned(),
+    })]
+    NotPrimaryHere { primary: Option<String> },
+    #[error("{node} is primary again, on timeline {timeline}: the move was turned back")]
+    TurnedBack { node: String, timeline: u32 },
+    #[error("no new primary was published within {limit:?}; {seen}")]
+    TimedOut { limit: Duration, seen: String },
+    #[error("cannot ask Pacemaker for the move")]
+    Pacemaker(#[source] PacemakerError),
+    #[error("the Postgres of this node is no help")]
+    Postgres(#[source] PostgresError),
+}
 
-pub struct Mover;
+/// Moves the promoted role of the cluster that this node is in.
+pub struct Mover<R = Processes, P = Postgres> {
+    node: String,
+    pacemaker: Arc<Pacemaker<R>>,
+    postgres: Arc<P>,
+    etcd: Arc<Etcd>,
+    log: Logger,
+    /// The clone whose constraint this process made last.
+    moved: Mutex<Option<String>>,
+}
 
-impl Mover {
-    pub async fn prepare(&self, _limit: Duration) -> Result<Duration, MoveError> {
-        Err(MoveError)
+impl<R: Run> Mover<R, Postgres> {
+    /// Runs CHECKPOINT on this node's Postgres; returns how long it took.
+    ///
+    /// # Errors
+    /// [`MoveError::Postgres`] when it fails, or takes longer than `limit`.
+    pub async fn prepare(&self, limit: Duration) -> Result<Duration, MoveError> {
+        self.postgres.checkpoint(limit).await.map_err(MoveError::Postgres)
+    }
+}
+
+impl<R: Run, P: LocalPostgres> Mover<R, P> {
+    /// A mover for `node`, Pacemaker's name of this machine.
+    pub fn new(
+        node: String,
+        pacemaker: Arc<Pacemaker<R>>,
+        postgres: Arc<P>,
+        etcd: Arc<Etcd>,
+        log: Logger,
+    ) -> Self {
+        Self { node, pacemaker, postgres, etcd, log, moved: Mutex::new(None) }
     }
 
+    /// Moves the promoted role to `target`, or to the synchronous standby.
+    ///
+    /// Returns once another node is published as primary on a newer timeline: it takes writes by
+    /// then. The request to Pacemaker stops to count `lifetime` after it was made; `limit` bounds all.
+    ///
+    /// # Errors
+    /// With [`MoveError::NoTarget`] and [`MoveError::NotPrimaryHere`] nothing was touched. After any
+    /// other, [`Self::unmigrate`] and [`Self::settle`] find out where things stand.
     pub async fn migrate(
         &self,
-        _attempt: &str,
-        _target: Option<&str>,
-        _limit: Duration,
-        _lifetime: Duration,
+        attempt: &str,
+        target: Option<&str>,
+        limit: Duration,
+        lifetime: Duration,
     ) -> Result<Primary, MoveError> {
-        Err(MoveError)
+        let begun = Instant::now();
+        let (view, facts) = tokio::join!(self.pacemaker.view(), self.postgres.facts());
+        let view = view.map_err(MoveError::Pacemaker)?;
+        if view.promoted() != [self.node.as_str()] {
+            let primary = view.promoted().first().map(|&node| node.to_owned());
+            return Err(MoveError::NotPrimaryHere { primary });
+        }
+        let facts = facts.map_err(MoveError::Postgres)?;
+        let target = successor::choose(&view, &self.node, &facts.standbys, target)
+            .map_err(MoveError::NoTarget)?;
+        let until = clock::rfc3339_after(lifetime);
+        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = view.clone.clone();
+        self.pacemaker.move_to(&view, &target.name, &until).await.map_err(MoveError::Pacemaker)?;
+        info!(self.log, "asked Pacemaker to move the primary"; "event" => "move.primary.begin",
+            "attempt" => attempt, "from" => &self.node, "to" => &target.name, "until" => &until);
+        let left = limit.saturating_sub(begun.elapsed());
+        let primary = self.published_after(facts.timeline, limit, left).await?;
+        info!(self.log, "the primary has moved"; "event" => "move.primary.done",
+            "attempt" => attempt, "to" => &primary.name, "timeline" => primary.timeline);
+        Ok(primary)
     }
 
-    pub async fn settle(&self, _limit: Duration) -> Result<Primary, MoveError> {
-        Err(MoveError)
+    async fn published_after(
+        &self,
+        timeline: u32,
+        limit: Duration,
+        left: Duration,
+    ) -> Result<Primary, MoveError> {
+        let mut seen = "nothing was read from etcd".to_owned();
+        let found = self
+            .watching(left, async |_| {
+                match self.published().await {
+                    Err(reason) => seen = reason,
+                    Ok(None) => seen = "etcd names no primary".to_owned(),
+                    Ok(Some(primary)) if primary.timeline > timeline => return Some(primary),
+                    Ok(Some(primary)) => {
+                        seen = format!(
+                            "etcd still names {} on timeline {}",
+                            primary.name, primary.timeline
+                        );
+                    }
+                }
+                None
+            })
+            .await;
+        match found {
+            Some(primary) if primary.name == self.node => {
+                Err(MoveError::TurnedBack { node: primary.name, timeline: primary.timeline })
+            }
+            Some(primary) => Ok(primary),
+            None => Err(MoveError::TimedOut { limit, seen: self.complete(seen).await }),
+        }
     }
 
+    /// Waits until one node is primary for Pacemaker, published, and takes writes, whichever it is.
+    ///
+    /// Call it after [`Self::unmigrate`]: a request that still stands may move the role again.
+    ///
+    /// # Errors
+    /// [`MoveError::TimedOut`] when that was not the case within `limit`; it says what was seen.
+    pub async fn settle(&self, limit: Duration) -> Result<Primary, MoveError> {
+        let mut seen = "nothing was seen".to_owned();
+        let found = self
+            .watching(limit, async |_| match self.settled().await {
+                Ok(primary) => Some(primary),
+                Err(why) => {
+                    seen = why;
+                    None
+                }
+            })
+            .await;
+        found.ok_or(MoveError::TimedOut { limit, seen })
+    }
+
+    async fn settled(&self) -> Result<Primary, String> {
+        let (view, published) = tokio::join!(self.pacemaker.view(), self.published());
+        let view = view.map_err(|error| error.in_full())?;
+        let promoted = match view.promoted()[..] {
+            [node] => node.to_owned(),
+            [] => return Err("Pacemaker has promoted no node".to_owned()),
+            ref nodes => return Err(format!("{} are promoted at once", nodes.join(" and "))),
+        };
+        let primary = published?.ok_or("etcd names no primary")?;
+        if primary.name != promoted {
+            return Err(format!("{promoted} is promoted, etcd names {}", primary.name));
+        }
+        if primary.name == self.node {
+            // What is published of this node may be from before a demotion.
+            let facts = self.postgres.facts().await.map_err(|error| chain(&error).to_string())?;
+            if facts.in_recovery || !facts.writable || facts.timeline != primary.timeline {
+                return Err(format!("{promoted} is promoted but does not take writes yet"));
+            }
+        }
+        Ok(primary)
+    }
+
+    /// Takes back the request to Pacemaker; returns whether there was one. Idempotent.
     pub async fn unmigrate(&self) -> Result<bool, MoveError> {
-        Err(MoveError)
+        let remembered = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let clone = match remembered {
+            Some(clone) => Some(clone),
+            None => self.pacemaker.view().await.map_err(MoveError::Pacemaker)?.clone,
+        };
+        let Some(clone) = clone else { return Ok(false) };
+        self.pacemaker.forget_move(&clone).await.map_err(MoveError::Pacemaker)
     }
+
+    /// The view that is published now; what Pacemaker and Postgres of this node say goes in the
+    /// publisher's `Latest`.
+    async fn published(&self) -> Result<Option<Primary>, String> {
+        let entry = self.etcd.get(CLUSTER).await.map_err(|error| chain(&error).to_string())?;
+        let view = entry.and_then(|entry| serde_json::from_str::<ClusterView>(&entry.value).ok());
+        Ok(view.map(|view| view.primary))
+    }
+
+    /// Looks whenever the published view changes, and every [`LOOK`], until `look` finds something.
+    async fn watching<T>(
+        &self,
+        limit: Duration,
+        mut look: impl AsyncFnMut(&Self) -> Option<T>,
+    ) -> Option<T> {
+        let wake = Notify::new();
+        let search = async {
+            loop {
+                if let Some(found) = look(self).await {
+                    return found;
+                }
+                tokio::select! {
+                    () = wake.notified() => {}
+                    () = sleep(LOOK) => {}
+                }
+            }
+        };
+        let watched = async {
+            tokio::select! {
+                found = search => found,
+                never = self.etcd.wake_on_change(CLUSTER, &wake, &self.log) => match never {},
+            }
+        };
+        bounded(limit, watched).await
+    }
+
+    /// Adds what Pacemaker says to what etcd says, for the report.
+    async fn complete(&self, seen: String) -> String {
+        match self.pacemaker.view().await {
+            Ok(view) => match view.promoted()[..] {
+                [] => format!("{seen}; Pacemaker has promoted no node"),
+                ref nodes => format!("{seen}; Pacemaker has promoted {}", nodes.join(" and ")),
+            },
+            Err(error) => format!("{seen}; {}", error.in_full()),
+        }
+    }
+}
+
+async fn bounded<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
+    timeout(limit, work).await.ok()
 }

@@ -1,0 +1,117 @@
+//! Location constraints: the one that pgcm makes for a move, and those that people left behind.
+
+use super::xml::{Element, XmlError};
+
+/// Prefix of the constraints that pgcm makes.
+const OURS: &str = "pgcm-move-";
+/// Prefix of those that `crm_resource --move` and `--ban` make, and `crm` and `pcs` through it.
+const BY_HAND: &str = "cli-";
+
+/// Id of the constraint that moves the promoted role of `clone`: one per clone.
+pub fn move_id(clone: &str) -> String {
+    format!("{OURS}{clone}")
+}
+
+/// A location constraint as the CIB has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Location {
+    pub id: String,
+    /// Resource or clone that it is about.
+    pub resource: String,
+    /// When it stops to count, as the CIB has it; `None`: never.
+    pub until: Option<String>,
+}
+
+impl Location {
+    /// Whether pgcm made it, to move the promoted role.
+    pub fn is_ours(&self) -> bool {
+        self.id.starts_with(OURS)
+    }
+
+    /// Whether it is a leftover of a move or ban: by pgcm, or by hand.
+    pub fn is_leftover(&self) -> bool {
+        self.is_ours() || self.id.starts_with(BY_HAND)
+    }
+}
+
+/// Reads what `cibadmin --query --scope constraints` prints.
+pub fn parse(text: &str) -> Result<Vec<Location>, XmlError> {
+    let root = Element::parse(text)?;
+    let found = root.descendants().into_iter().filter(|element| element.name == "rsc_location");
+    Ok(found
+        .map(|location| Location {
+            id: location.attribute("id").to_owned(),
+            resource: location.attribute("rsc").to_owned(),
+            until: location
+                .descendants()
+                .into_iter()
+                .find(|element| element.name == "date_expression")
+                .and_then(|date| date.attributes.get("end").cloned()),
+        })
+        .collect())
+}
+
+/// The constraint that moves the promoted role.
+#[derive(Debug, Clone, Copy)]
+pub struct MoveRule<'a> {
+    pub clone: &'a str,
+    /// What this Pacemaker calls the promoted role.
+    pub role: &'a str,
+    /// Name of the node to move to.
+    pub target: &'a str,
+    /// When it stops to count, RFC 3339 in UTC.
+    pub until: &'a str,
+}
+
+impl MoveRule<'_> {
+    pub fn xml(self) -> String {
+        let id = escape(&move_id(self.clone));
+        let [clone, role, target, until] =
+            [self.clone, self.role, self.target, self.until].map(escape);
+        format!(
+            "<rsc_location id=\"{id}\" rsc=\"{clone}\">\
+             <rule id=\"{id}-rule\" role=\"{role}\" score=\"INFINITY\" boolean-op=\"and\">\
+             <expression id=\"{id}-node\" attribute=\"#uname\" operation=\"eq\" value=\"{target}\"/>\
+             <date_expression id=\"{id}-until\" operation=\"lt\" end=\"{until}\"/>\
+             </rule></rsc_location>"
+        )
+    }
+}
+
+fn escape(text: &str) -> String {
+    quick_xml::escape::escape(text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_reads_back() {
+        let rule = MoveRule {
+            clone: "msPostgresql",
+            role: "Promoted",
+            target: "pg\"02",
+            until: "2026-11-20T21:00:00Z",
+        };
+        let xml = format!("<constraints>{}<rsc_colocation id=\"x\"/></constraints>", rule.xml());
+        let expected = Location {
+            id: "pgcm-move-msPostgresql".to_owned(),
+            resource: "msPostgresql".to_owned(),
+            until: Some("2026-11-20T21:00:00Z".to_owned()),
+        };
+        assert_eq!(parse(&xml).unwrap(), [expected]);
+    }
+
+    #[test]
+    fn leftovers_are_told_from_what_was_configured() {
+        let location = |id: &str| Location {
+            id: id.to_owned(),
+            resource: "msPostgresql".to_owned(),
+            until: None,
+        };
+        assert!(location("cli-ban-msPostgresql-on-pg01").is_leftover());
+        assert!(!location("prefer-pg01").is_leftover());
+        assert!(!location("cli-prefer-msPostgresql").is_ours());
+    }
+}

@@ -1,0 +1,298 @@
+//! The loop of supervise: looks at Pacemaker, Postgres and etcd, and publishes the primary.
+//!
+//! Only the supervise on the promoted node publishes, and only from the side with quorum. It is woken
+//! by pokes; the poll is the truth. What was published never goes backwards.
+
+mod latest;
+mod story;
+
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+
+use slog::{Logger, info, warn};
+use tokio::{
+    net::UnixDatagram,
+    sync::watch,
+    time::{Instant, sleep},
+};
+
+pub use self::latest::{Latest, Lock, Outcome, Stored};
+use self::story::Story;
+use crate::{
+    edge::{
+        clock,
+        command::{Processes, Run},
+        etcd::{Entry, Etcd, EtcdError, Expect, Put, Swap},
+        pacemaker::{Pacemaker, PacemakerError},
+        poke,
+        postgres::{LocalPostgres, Postgres},
+    },
+    error::chain,
+    model::{
+        attempt::LOCK,
+        cluster::ClusterView,
+        crm_mon::PacemakerView,
+        primary::{Decision, Hold, decide, may_replace},
+    },
+    work::shutdown::Stop,
+};
+
+/// Key of the primary's address, below the namespace.
+pub const MASTER: &str = "/master";
+/// Key of the view, below the namespace.
+pub const CLUSTER: &str = "/cluster";
+
+/// A view is written again when it is older than this, although nothing changed.
+const REFRESH: Duration = Duration::from_secs(10);
+/// After a poke the world is looked at this often …
+const BURST_INTERVAL: Duration = Duration::from_millis(50);
+/// … for this long: a promotion shows in crm_mon a little after the agent returned.
+const BURST: Duration = Duration::from_secs(1);
+/// How often this node looks for expired constraints of its own.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// Called with the fencing token of whoever holds the failover lock, at each look.
+pub type TokenSink = Arc<dyn Fn(i64) + Send + Sync>;
+
+#[derive(Debug, Clone)]
+pub struct PublishOptions {
+    /// Pacemaker's name of this node.
+    pub node: String,
+    /// Where clients reach this node.
+    pub address: IpAddr,
+    /// etcd's namespace, for what operators are told to run.
+    pub namespace: String,
+    /// How often to look when nothing wakes it.
+    pub poll_interval: Duration,
+    /// Socket to listen on for pokes.
+    pub socket: PathBuf,
+}
+
+/// See the module.
+pub struct Publisher<R = Processes, P = Postgres> {
+    options: PublishOptions,
+    pacemaker: Arc<Pacemaker<R>>,
+    postgres: Arc<P>,
+    etcd: Arc<Etcd>,
+    on_token: TokenSink,
+    latest: watch::Sender<Arc<Latest>>,
+    log: Logger,
+    story: Story,
+    written_at: Option<Instant>,
+    swept_at: Option<Instant>,
+}
+
+/// The keys as they were read.
+struct Keys {
+    master: Option<Entry>,
+    cluster: Option<Entry>,
+    stored: Stored,
+}
+
+impl<R: Run, P: LocalPostgres> Publisher<R, P> {
+    /// The loop, and what it saw last.
+    pub fn new(
+        options: PublishOptions,
+        pacemaker: Arc<Pacemaker<R>>,
+        postgres: Arc<P>,
+        etcd: Arc<Etcd>,
+        on_token: TokenSink,
+        log: Logger,
+    ) -> (Self, watch::Receiver<Arc<Latest>>) {
+        let (latest, receiver) = watch::channel(Arc::new(Latest::not_yet()));
+        let publisher = Self {
+            options,
+            pacemaker,
+            postgres,
+            etcd,
+            on_token,
+            latest,
+            log,
+            story: Story::default(),
+            written_at: None,
+            swept_at: None,
+        };
+        (publisher, receiver)
+    }
+
+    /// Looks and publishes until `stop`.
+    pub async fn run(mut self, mut stop: Stop) {
+        let socket = self.listen();
+        let mut burst_ends = Instant::now();
+        while !stop.is_set() {
+            self.round().await;
+            let wait = if Instant::now() < burst_ends {
+                BURST_INTERVAL
+            } else {
+                self.options.poll_interval
+            };
+            tokio::select! {
+                () = stop.wait() => {}
+                () = poked(socket.as_ref()) => burst_ends = Instant::now() + BURST,
+                () = sleep(wait) => {}
+            }
+        }
+    }
+
+    fn listen(&self) -> Option<UnixDatagram> {
+        let path = &self.options.socket;
+        poke::listen(path)
+            .inspect_err(|error| {
+                warn!(self.log, "cannot listen for pokes, a change is seen at the next poll only";
+                    "event" => "publish.poke.fail", "socket" => %path.display(),
+                    "error" => %error);
+            })
+            .ok()
+    }
+
+    /// One look, and what follows from it.
+    async fn round(&mut self) {
+        let (view, facts, keys) =
+            tokio::join!(self.pacemaker.view(), self.postgres.facts(), self.read());
+        let local = facts.map_err(|error| chain(&error).to_string());
+        let mut stored = Stored::default();
+        let outcome = match (&view, &keys) {
+            (Err(error), _) => Outcome::Failed(error.in_full()),
+            (_, Err(error)) => Outcome::Failed(chain(error).to_string()),
+            (Ok(view), Ok(keys)) => {
+                stored = keys.stored.clone();
+                let address = self.options.address;
+                let local = local.as_ref().map_err(String::as_str);
+                match decide(view, &self.options.node, address, local) {
+                    Decision::Hold(hold) => Outcome::Held(hold),
+                    Decision::Publish(ours) => self.publish(ours, keys, &mut stored).await,
+                }
+            }
+        };
+        if let (Ok(view), Ok(_)) = (&view, &keys) {
+            self.sweep(view, &stored).await;
+        }
+        let latest = Latest {
+            seen_at: clock::now_rfc3339(),
+            pacemaker: view.map_err(|error| error.in_full()),
+            local,
+            stored: keys.map(|_| stored).map_err(|error| chain(&error).to_string()),
+            outcome,
+        };
+        self.story.tell(&latest, &self.options.namespace, &self.log);
+        self.latest.send_replace(Arc::new(latest));
+    }
+
+    async fn read(&self) -> Result<Keys, EtcdError> {
+        let (master, cluster, lock) =
+            tokio::try_join!(self.etcd.get(MASTER), self.etcd.get(CLUSTER), self.etcd.get(LOCK))?;
+        let view = cluster.as_ref().and_then(|entry| serde_json::from_str(&entry.value).ok());
+        let lock = lock.map(|entry| Lock {
+            token: entry.create_revision,
+            attempt: serde_json::from_str(&entry.value).ok(),
+        });
+        if let Some(lock) = &lock {
+            (self.on_token)(lock.token);
+        }
+        Ok(Keys { master, cluster, stored: Stored { view, lock } })
+    }
+
+    /// Writes `ours` unless what is stored is as good, or must not be replaced.
+    async fn publish(&mut self, ours: ClusterView, keys: &Keys, stored: &mut Stored) -> Outcome {
+        let mut same = false;
+        if let Some(theirs) = &stored.view {
+            if let Err(refused) = may_replace(theirs, &ours) {
+                return Outcome::Refused(refused);
+            }
+            same = theirs.same_facts(&ours);
+        } else if let Some(entry) = &keys.cluster {
+            warn!(self.log, "the view in etcd is no view, replacing it";
+                "event" => "publish.cluster.heal", "value" => shown(&entry.value));
+        }
+        let address = ours.primary.address.to_string();
+        let right = keys.master.as_ref().is_some_and(|entry| entry.value == address);
+        if let (false, true, Some(entry)) = (right, same, &keys.master) {
+            warn!(self.log, "somebody changed the primary's address in etcd, putting it back";
+                "event" => "publish.master.heal", "value" => shown(&entry.value));
+        }
+        let fresh = self.written_at.is_some_and(|at| at.elapsed() < REFRESH);
+        if same && right && fresh {
+            return Outcome::Unchanged;
+        }
+        let ours = ClusterView { observed_at: clock::now_rfc3339(), ..ours };
+        let outcome = self.write(&ours, address, keys).await;
+        if outcome == Outcome::Written {
+            self.written_at = Some(Instant::now());
+            stored.view = Some(ours);
+        }
+        outcome
+    }
+
+    async fn write(&self, ours: &ClusterView, address: String, keys: &Keys) -> Outcome {
+        let json = match serde_json::to_string(ours) {
+            Ok(json) => json,
+            Err(error) => return Outcome::Failed(error.to_string()),
+        };
+        let expect = [(MASTER, unchanged(&keys.master)), (CLUSTER, unchanged(&keys.cluster))];
+        let puts = [
+            Put { key: MASTER.to_owned(), value: address, lease: 0 },
+            Put { key: CLUSTER.to_owned(), value: json, lease: 0 },
+        ];
+        match self.etcd.put_if(&expect, &puts).await {
+            Ok(Swap::Done(_)) => Outcome::Written,
+            Ok(Swap::Changed) => Outcome::Outrun,
+            Err(error) => Outcome::Failed(chain(&error).to_string()),
+        }
+    }
+
+    /// Deletes pgcm's own move constraint once it has expired and no failover is under way.
+    async fn sweep(&mut self, view: &PacemakerView, stored: &Stored) {
+        let here = view.promoted() == [self.options.node.as_str()];
+        let due = self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP);
+        if !(here && due && view.quorum && stored.lock.is_none()) {
+            return;
+        }
+        self.swept_at = Some(Instant::now());
+        match self.forget_expired(view).await {
+            Ok(false) => {}
+            Ok(true) => info!(self.log, "removed an expired move constraint";
+                "event" => "publish.constraint.remove"),
+            Err(error) => warn!(self.log, "cannot look for expired move constraints";
+                "event" => "publish.constraint.fail", "error" => error.in_full()),
+        }
+    }
+
+    async fn forget_expired(&self, view: &PacemakerView) -> Result<bool, PacemakerError> {
+        let locations = self.pacemaker.locations(view).await?;
+        let expired = locations.iter().find(|location| {
+            let until = location.until.as_deref();
+            location.is_ours() && until.and_then(clock::is_past).unwrap_or(false)
+        });
+        match expired {
+            Some(location) => self.pacemaker.forget_move(&location.resource).await,
+            None => Ok(false),
+        }
+    }
+}
+
+/// The hold that `latest` ended in, if it did.
+pub fn held(latest: &Latest) -> Option<&Hold> {
+    match &latest.outcome {
+        Outcome::Held(hold) => Some(hold),
+        _ => None,
+    }
+}
+
+fn unchanged(entry: &Option<Entry>) -> Expect {
+    entry.as_ref().map_or(Expect::Absent, |entry| Expect::ModRevision(entry.mod_revision))
+}
+
+/// A value in a log line: its first 100 characters.
+fn shown(value: &str) -> String {
+    value.chars().take(100).collect()
+}
+
+/// Returns when somebody pokes, and forgets the other pokes that wait; never without a socket.
+async fn poked(socket: Option<&UnixDatagram>) {
+    let Some(socket) = socket else { return std::future::pending().await };
+    let mut nothing = [0_u8; 16];
+    if socket.recv(&mut nothing).await.is_err() {
+        // The poll goes on; a socket that fails at once must not make it a busy loop.
+        std::future::pending::<()>().await;
+    }
+    while socket.try_recv(&mut nothing).is_ok() {}
+}
