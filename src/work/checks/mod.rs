@@ -1,8 +1,9 @@
 //! STUB (failover branch): to be replaced whole by the proxy and supervise branches' files.
 
-use std::time::Duration;
+pub mod proxy;
+pub mod supervise;
 
-use crate::model::{finding::Finding, health::Component};
+use std::time::Duration;
 
 /// What a failover means to ask for.
 #[derive(Debug, Clone)]
@@ -10,28 +11,4 @@ pub struct Terms {
     pub pause_timeout: Duration,
     pub pause_expiry: Duration,
     pub target: Option<String>,
-}
-
-pub struct SuperviseChecks;
-
-impl SuperviseChecks {
-    pub async fn findings(&self, _terms: &Terms) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    pub async fn health(&self) -> Vec<Component> {
-        Vec::new()
-    }
-}
-
-pub struct ProxyChecks;
-
-impl ProxyChecks {
-    pub async fn findings(&self, _terms: &Terms) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    pub async fn health(&self) -> Vec<Component> {
-        Vec::new()
-    }
 }
