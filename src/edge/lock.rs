@@ -117,6 +117,12 @@ impl Lock {
         }
     }
 
+    /// Who holds the lock now, be it this attempt.
+    pub async fn holder(&self) -> Result<Option<Attempt>, LockError> {
+        let entry = self.etcd.get(LOCK).await.map_err(LockError::Etcd)?;
+        Ok(entry.map(|entry| holder(&entry.value)))
+    }
+
     async fn try_once(&self, waited: bool) -> Result<Acquired, LockError> {
         if let Some(entry) = self.etcd.get(LOCK).await.map_err(LockError::Etcd)? {
             return Ok(Acquired::HeldElsewhere(holder(&entry.value)));

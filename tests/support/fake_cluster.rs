@@ -33,6 +33,8 @@ pub enum Fault {
     DoneButHangs,
     /// Done, and answered with an error.
     DoneButFails,
+    /// Done and answered, but only after half a second, as a real move would.
+    Slow,
 }
 
 pub struct FakeCluster {
@@ -214,6 +216,10 @@ impl FakeAgent {
             }
             Some(Fault::Fail) => Err(told()),
             Some(Fault::Hang) => std::future::pending().await,
+            Some(Fault::Slow) => {
+                tokio::time::sleep(Duration::from_millis(500)).await;
+                effect().await.map(Response::new)
+            }
             Some(Fault::DoneButFails) => {
                 effect().await?;
                 Err(told())

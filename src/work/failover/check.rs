@@ -51,6 +51,15 @@ pub struct World {
 }
 
 impl Failover {
+    /// The checks as the first step. A lock that is taken and not to be waited for ends it before
+    /// any agent is asked.
+    pub(super) async fn first_check(&self) -> Result<(), Trouble> {
+        if self.options.lock_timeout.is_zero() && !self.options.dry_run {
+            self.lock_is_free().await?;
+        }
+        self.check().await
+    }
+
     /// Asks every agent and judges the answers.
     ///
     /// # Errors

@@ -6,7 +6,11 @@ use super::{
     Failover,
     pipeline::{Step, Trouble, TroubleKind, Undo},
 };
-use crate::{edge::lock::Acquired, error::chain};
+use crate::{
+    edge::lock::{Acquired, LockError},
+    error::chain,
+    model::attempt::Attempt,
+};
 
 /// What a step may take beyond the limits inside it, before the pipeline cuts it off.
 const SLACK: Duration = Duration::from_secs(3);
@@ -18,7 +22,7 @@ const SLACK: Duration = Duration::from_secs(3);
 pub(super) const STEPS: &[Step<Failover>] = &[
     Step {
         name: "checks",
-        act: |f| Box::pin(f.check()),
+        act: |f| Box::pin(f.first_check()),
         limit: |f| f.options.health_check_timeout + SLACK,
         undo: None,
     },
@@ -104,6 +108,13 @@ impl Failover {
         }
     }
 
+    pub(super) async fn lock_is_free(&self) -> Result<(), Trouble> {
+        match self.lock.holder().await.map_err(unanswered)? {
+            None => Ok(()),
+            Some(holder) => Err(locked(&holder)),
+        }
+    }
+
     /// Runs `act`, and tells others in etcd, as long as it runs, which step this is.
     async fn noting<T>(&self, step: &'static str, act: impl Future<Output = T>) -> T {
         let deadline = self.state().pause_deadline_unix_ms;
@@ -118,4 +129,15 @@ impl Failover {
             never = note => match never {},
         }
     }
+}
+
+fn unanswered(error: LockError) -> Trouble {
+    Trouble::new(TroubleKind::Unanswered, chain(&error).to_string())
+}
+
+fn locked(holder: &Attempt) -> Trouble {
+    let Attempt { holder, purpose, started_at, step, .. } = holder;
+    let words =
+        format!("{holder} holds the lock for `{purpose}` since {started_at}, now at step `{step}`");
+    Trouble::new(TroubleKind::Locked, words)
 }
