@@ -64,6 +64,8 @@ struct State {
     lease: i64,
     /// 0: not held.
     token: i64,
+    /// As `token`, but kept when the lock is released.
+    fencing_token: i64,
     /// Until when the lease surely lives: counted from before its last renewal was sent.
     live_until: Instant,
     renewal: Option<AbortHandle>,
@@ -82,8 +84,14 @@ impl Shared {
 impl Lock {
     /// A lock that `attempt` does not hold yet.
     pub fn new(etcd: Arc<Etcd>, attempt: Attempt, options: LockOptions) -> Self {
-        let state =
-            State { attempt, lease: 0, token: 0, live_until: Instant::now(), renewal: None };
+        let state = State {
+            attempt,
+            lease: 0,
+            token: 0,
+            fencing_token: 0,
+            live_until: Instant::now(),
+            renewal: None,
+        };
         let shared = Shared { lost: watch::Sender::new(false), state: Mutex::new(state) };
         Self { etcd, options, shared: Arc::new(shared) }
     }
@@ -107,6 +115,12 @@ impl Lock {
                 acquired => return Ok(acquired),
             }
         }
+    }
+
+    /// Who holds the lock now, be it this attempt.
+    pub async fn holder(&self) -> Result<Option<Attempt>, LockError> {
+        let entry = self.etcd.get(LOCK).await.map_err(LockError::Etcd)?;
+        Ok(entry.map(|entry| holder(&entry.value)))
     }
 
     async fn try_once(&self, waited: bool) -> Result<Acquired, LockError> {
@@ -157,14 +171,15 @@ impl Lock {
     fn hold(&self, lease: i64, token: i64, asked: Instant) {
         let mut state = self.shared.state();
         state.token = token;
+        state.fencing_token = token;
         state.live_until = asked + self.options.lease;
         let renewal = renew(self.etcd.clone(), self.shared.clone(), lease, self.options.lease);
         state.renewal = Some(tokio::spawn(renewal).abort_handle());
     }
 
-    /// The fencing token, while the lock is held or lost; 0 before and after.
-    pub fn token(&self) -> i64 {
-        self.shared.state().token
+    /// The fencing token, from the acquisition on; 0 before. It outlives the lock.
+    pub fn fencing_token(&self) -> i64 {
+        self.shared.state().fencing_token
     }
 
     /// Turns true, for good, when the lock was lost without having been released.

@@ -64,11 +64,20 @@ impl EtcdServer {
 
     /// A client below the namespace `/postgres`.
     pub fn client(&self) -> Arc<Etcd> {
-        Arc::new(Etcd::new(EtcdOptions {
-            endpoints: vec![format!("http://127.0.0.1:{}", self.port)],
-            namespace: "/postgres".to_owned(),
-            call_timeout: Duration::from_secs(1),
-            user: None,
-        }))
+        client(&self.url(), "/postgres")
     }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+/// A client of whatever is at `url`.
+pub fn client(url: &str, namespace: &str) -> Arc<Etcd> {
+    Arc::new(Etcd::new(EtcdOptions {
+        endpoints: vec![url.to_owned()],
+        namespace: namespace.to_owned(),
+        call_timeout: Duration::from_secs(1),
+        user: None,
+    }))
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 
 pub mod etcd;
+pub mod fake_cluster;
 pub mod pgbouncer;
 pub mod postgres;
 pub mod process;

@@ -24,7 +24,7 @@ use tonic::transport::{Server, server::TcpIncoming};
 pub use auth::Auth;
 
 use super::{
-    checks::{ProxyChecks, SuperviseChecks},
+    checks::{Terms, proxy::ProxyChecks, supervise::SuperviseChecks},
     follow::Follower,
     mover::Mover,
     pauser::Pauser,
@@ -33,7 +33,10 @@ use super::{
 use crate::{
     edge::peer::pb,
     error::chain,
-    model::{cluster::ClusterView, pause::Gate, registration::AgentKind},
+    model::{
+        cluster::ClusterView, finding::Finding, health::Component, pause::Gate,
+        registration::AgentKind,
+    },
 };
 
 /// No pause, and no wait that a caller asks for, may be longer.
@@ -52,11 +55,33 @@ pub struct ApiOptions {
     pub token: Option<String>,
 }
 
-/// The checks of either daemon.
-#[derive(Clone)]
-pub enum AgentChecks {
-    Supervise(Arc<SuperviseChecks>),
-    Proxy(Arc<ProxyChecks>),
+/// The checks of either daemon; bounded, and never an error: no answer is itself a finding.
+#[tonic::async_trait]
+pub trait Checks: Send + Sync {
+    async fn findings(&self, terms: &Terms) -> Vec<Finding>;
+    async fn health(&self) -> Vec<Component>;
+}
+
+#[tonic::async_trait]
+impl Checks for SuperviseChecks {
+    async fn findings(&self, terms: &Terms) -> Vec<Finding> {
+        SuperviseChecks::findings(self, terms).await
+    }
+
+    async fn health(&self) -> Vec<Component> {
+        SuperviseChecks::health(self).await
+    }
+}
+
+#[tonic::async_trait]
+impl Checks for ProxyChecks {
+    async fn findings(&self, terms: &Terms) -> Vec<Finding> {
+        ProxyChecks::findings(self, terms).await
+    }
+
+    async fn health(&self) -> Vec<Component> {
+        ProxyChecks::health(self).await
+    }
 }
 
 /// Gives the latest view of the cluster, when there is one.
@@ -68,7 +93,7 @@ pub struct Parts {
     pub pauser: Option<Arc<Pauser>>,
     pub follower: Option<Arc<Follower>>,
     pub mover: Option<Arc<Mover>>,
-    pub checks: AgentChecks,
+    pub checks: Arc<dyn Checks>,
     pub view: Option<LatestView>,
     /// Shared with whatever else learns fencing tokens.
     pub gate: Arc<Mutex<Gate>>,

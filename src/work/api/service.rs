@@ -9,13 +9,11 @@ use slog::info;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tonic::{Code, Request, Response, Status};
 
-use super::{AgentChecks, Api, answer, argument};
+use super::{Api, answer, argument};
 use crate::{
     edge::peer::pb,
     model::{
         cluster::{ClusterView, Primary},
-        finding::Finding,
-        health::Component,
         pause::Claim,
     },
     work::checks::Terms,
@@ -93,26 +91,12 @@ fn moved(primary: Primary) -> pb::MigrateResponse {
     }
 }
 
-async fn health_of(checks: AgentChecks) -> Vec<Component> {
-    match checks {
-        AgentChecks::Supervise(checks) => checks.health().await,
-        AgentChecks::Proxy(checks) => checks.health().await,
-    }
-}
-
-async fn findings_of(checks: AgentChecks, terms: Terms) -> Vec<Finding> {
-    match checks {
-        AgentChecks::Supervise(checks) => checks.findings(&terms).await,
-        AgentChecks::Proxy(checks) => checks.findings(&terms).await,
-    }
-}
-
 #[tonic::async_trait]
 impl pb::agent_server::Agent for Api {
     async fn health(&self, _: Request<pb::HealthRequest>) -> Answer<pb::HealthResponse> {
         let _permit = permit(&self.questions)?;
         let checks = self.parts.checks.clone();
-        let found = answer::to_the_end(LIMIT, async move { Ok(health_of(checks).await) }).await?;
+        let found = answer::to_the_end(LIMIT, async move { Ok(checks.health().await) }).await?;
         Ok(Response::new(pb::HealthResponse {
             components: found.into_iter().map(answer::component).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -134,7 +118,7 @@ impl pb::agent_server::Agent for Api {
         let target = argument::target("target", &body.target, view.as_ref())?;
         let terms = Terms { pause_timeout, pause_expiry, target };
         let checks = self.parts.checks.clone();
-        let work = async move { Ok(findings_of(checks, terms).await) };
+        let work = async move { Ok(checks.findings(&terms).await) };
         let found = answer::to_the_end(LIMIT, work).await?;
         let findings = found.into_iter().map(answer::finding).collect();
         Ok(Response::new(pb::CheckResponse { findings }))

@@ -10,13 +10,33 @@ use super::pipeline::{Dirt, millis};
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A step began, with at most `limit` to go.
-    Begun { step: &'static str, limit: Duration },
+    Begun {
+        step: &'static str,
+        limit: Duration,
+    },
     /// Who has not answered yet; empty when all have.
-    Awaiting { step: &'static str, names: &'a [String] },
-    Done { step: &'static str, took: Duration },
-    Stopped { step: &'static str, took: Duration, reason: &'a str },
-    UndoBegun { step: &'static str, limit: Duration },
-    UndoDone { step: &'static str, took: Duration, dirty: &'a [Dirt] },
+    Awaiting {
+        step: &'static str,
+        names: &'a [String],
+    },
+    Done {
+        step: &'static str,
+        took: Duration,
+    },
+    Stopped {
+        step: &'static str,
+        took: Duration,
+        reason: &'a str,
+    },
+    UndoBegun {
+        step: &'static str,
+        limit: Duration,
+    },
+    UndoDone {
+        step: &'static str,
+        took: Duration,
+        dirty: &'a [Dirt],
+    },
 }
 
 /// Told of each event as it happens; must return at once.
@@ -58,7 +78,7 @@ impl Progress for Logged {
                 slog::debug!(log, "undoing a step"; "event" => "failover.undo.begin",
                     "step" => step, "limit_ms" => millis(*limit));
             }
-            Event::UndoDone { step, took, dirty } if dirty.is_empty() => {
+            Event::UndoDone { step, took, dirty: [] } => {
                 info!(log, "a step is undone"; "event" => "failover.undo.end",
                     "step" => step, "duration_ms" => millis(*took));
             }
