@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// Bounds the look at who is in the way, while clients still wait.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// The one gate of an agent, shared by everything that takes fencing tokens.
 pub type SharedGate = Arc<Mutex<Gate>>;
 
@@ -277,9 +280,9 @@ impl Inner {
             return Ok(paused);
         };
         let error = match failure.error {
-            ConsoleError::TimedOut { command: "PAUSE", .. } => {
-                PauseError::Busy { blockers: consoles::blockers(&self.options.consoles).await }
-            }
+            ConsoleError::TimedOut { command: "PAUSE", .. } => PauseError::Busy {
+                blockers: consoles::blockers(&self.options.consoles, LOOK).await,
+            },
             source => PauseError::Console { socket: failure.socket, source },
         };
         self.undo(error).await
