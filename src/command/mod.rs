@@ -2,10 +2,15 @@
 
 mod check_config;
 mod completions;
+mod daemon;
+mod failover;
 mod parts;
 mod poke;
+mod proxy;
 mod resource_agent;
 mod show_config;
+mod status;
+mod supervise;
 
 use std::{future::Future, path::Path, process::ExitCode};
 
@@ -23,7 +28,16 @@ use crate::{
 pub fn dispatch(cli: Cli) -> ExitCode {
     let path = cli.config_file;
     match cli.command {
-        Command::Supervise | Command::Proxy | Command::Failover(_) | Command::Status(_) => todo!(),
+        Command::Supervise => {
+            configured(&path, |config, log| block_on(supervise::run(config, log)))
+        }
+        Command::Proxy => configured(&path, |config, log| block_on(proxy::run(config, log))),
+        Command::Failover(args) => {
+            configured(&path, |config, log| block_on(failover::run(config, args, log)))
+        }
+        Command::Status(args) => {
+            configured(&path, |config, log| block_on(status::run(config, args, log)))
+        }
         Command::ShowConfig => show_config::run().into(),
         Command::CheckConfig => check_config::run(&path).into(),
         Command::Completions { shell } => completions::run(shell).into(),

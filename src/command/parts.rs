@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, ToSocketAddrs},
-    path::Path,
     sync::Arc,
 };
 
@@ -22,7 +21,11 @@ pub(super) enum PartsError {
     #[error("cannot tell this machine's name; set node.name")]
     NoName(#[source] nix::Error),
     #[error("cannot resolve this machine's name `{name}`; set node.address")]
-    NoAddress { name: String, #[source] source: std::io::Error },
+    NoAddress {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(
         "this machine's name `{name}` resolves to {} addresses that others could use ({}); \
          set node.address to the one that clients reach", .found.len(), join(.found)
@@ -103,9 +106,4 @@ pub(super) fn log_format(config: &Config) -> Format {
 pub(super) fn log_level(config: &Config) -> Level {
     // `check` has refused any other word.
     config.log.level.parse().unwrap_or(Level::Info)
-}
-
-/// Path of the Unix socket of a Postgres in `dir` on `port`.
-pub(super) fn postgres_socket(dir: &Path, port: u16) -> std::path::PathBuf {
-    dir.join(format!(".s.PGSQL.{port}"))
 }

@@ -5,12 +5,13 @@
 
 use std::{sync::Arc, time::Duration};
 
-use super::Terms;
+use super::{Terms, pgbouncer};
 use crate::{
     edge::{
         command::{Processes, Run},
         etcd::Etcd,
         pacemaker::{Pacemaker, PacemakerError},
+        pgbouncer::Console,
         postgres::{Burdens, Delays, LocalPostgres, OpenTransaction, Postgres, PostgresError},
     },
     error::chain,
@@ -40,17 +41,19 @@ pub struct SuperviseChecks<R = Processes> {
     pacemaker: Arc<Pacemaker<R>>,
     postgres: Arc<Postgres>,
     etcd: Arc<Etcd>,
+    consoles: Vec<Console>,
 }
 
 impl<R: Run> SuperviseChecks<R> {
-    /// Checks for `node`, Pacemaker's name of this machine.
+    /// Checks for `node`, Pacemaker's name of this machine; `consoles` are its PgBouncers'.
     pub fn new(
         node: String,
         pacemaker: Arc<Pacemaker<R>>,
         postgres: Arc<Postgres>,
         etcd: Arc<Etcd>,
+        consoles: Vec<Console>,
     ) -> Self {
-        Self { node, pacemaker, postgres, etcd }
+        Self { node, pacemaker, postgres, etcd, consoles }
     }
 
     /// What stands in the way of a planned failover on these `terms`.
@@ -137,16 +140,20 @@ impl<R: Run> SuperviseChecks<R> {
         format!("{}: {what}", self.node)
     }
 
-    /// One verdict each for `quorum`, `postgres` and `etcd`.
+    /// One verdict each for `quorum`, `postgres`, `pgbouncer` and `etcd`.
     pub async fn health(&self) -> Vec<Component> {
-        let (view, facts, etcd) =
-            tokio::join!(self.pacemaker.view(), self.postgres.facts(), self.etcd.get(LOCK));
+        let (view, facts, etcd, pgbouncer) = tokio::join!(
+            self.pacemaker.view(),
+            self.postgres.facts(),
+            self.etcd.get(LOCK),
+            pgbouncer::health(&self.consoles),
+        );
         let postgres = postgres_health(&self.node, view.as_ref().ok(), facts.as_ref());
         let etcd = match etcd {
             Ok(_) => Component::new("etcd", Verdict::Healthy, "answers"),
             Err(error) => Component::new("etcd", Verdict::Failed, chain(&error).to_string()),
         };
-        vec![quorum_health(&view), postgres, etcd]
+        vec![quorum_health(&view), postgres, pgbouncer, etcd]
     }
 }
 
@@ -199,10 +206,8 @@ fn roles(view: &PacemakerView) -> Vec<Finding> {
     }
     match view.promoted()[..] {
         [_] => {}
-        [] => findings.push(Finding::refuse(
-            "primary",
-            "no node is promoted; look at: crm_mon -Afr -1",
-        )),
+        [] => findings
+            .push(Finding::refuse("primary", "no node is promoted; look at: crm_mon -Afr -1")),
         ref nodes => findings.push(Finding::refuse(
             "primary",
             format!("{} are promoted at once; stop all but one of them", nodes.join(" and ")),
@@ -286,7 +291,13 @@ fn open_transactions(open: &[OpenTransaction], pause_timeout: Duration) -> Vec<F
     let one = |t: &OpenTransaction| {
         format!(
             "PID {} ({} on {}, {:?}, {} for {:.1}s): {}",
-            t.pid, t.user, t.database, t.application, t.state, t.age.as_secs_f64(), t.query
+            t.pid,
+            t.user,
+            t.database,
+            t.application,
+            t.state,
+            t.age.as_secs_f64(),
+            t.query
         )
     };
     if open.is_empty() {
@@ -332,7 +343,8 @@ fn burdens_of(burdens: &Burdens) -> Vec<Finding> {
             ),
         ));
     } else if pending > 1 {
-        findings.push(Finding::warn("archive", format!("{pending} WAL segments wait for the archive")));
+        findings
+            .push(Finding::warn("archive", format!("{pending} WAL segments wait for the archive")));
     }
     if !burdens.logical_walsenders.is_empty() {
         findings.push(Finding::warn(

@@ -1,0 +1,165 @@
+//! What supervise and proxy have in common: the API, the registration, HTTP, and an orderly end.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use slog::{Logger, error};
+use tokio::{net::TcpListener, sync::watch};
+
+use super::parts::{Identity, PartsError};
+use crate::{
+    config::Config,
+    edge::{etcd::Etcd, files::FileError, pgbouncer::Console},
+    error::chain,
+    model::{
+        pause::Gate,
+        registration::{AgentKind, Registration},
+    },
+    work::{
+        api::{self, Api, ApiError, ApiOptions, Parts},
+        pauser::{Pauser, PauserOptions, SharedGate},
+        register,
+        shutdown::{Stop, Tasks},
+        web::{self, Page},
+    },
+};
+
+/// How long running work may take to end after a signal.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Why a daemon cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum DaemonError {
+    #[error("cannot tell who this machine is")]
+    Identity(#[from] PartsError),
+    #[error("cannot read a secret")]
+    Secret(#[from] FileError),
+    #[error("cannot serve the API")]
+    Api(#[from] ApiError),
+    #[error("cannot serve metrics and health on {address}")]
+    Web {
+        address: SocketAddr,
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// The frame of a daemon: tasks that all end together.
+pub(super) struct Daemon {
+    pub(super) identity: Identity,
+    pub(super) etcd: Arc<Etcd>,
+    pub(super) gate: SharedGate,
+    pub(super) stop: Stop,
+    pub(super) log: Logger,
+    kind: AgentKind,
+    token: Option<String>,
+    switch: watch::Sender<bool>,
+    tasks: Tasks,
+}
+
+impl Daemon {
+    pub(super) fn new(config: &Config, kind: AgentKind, log: Logger) -> Result<Self, DaemonError> {
+        let (switch, stop) = Stop::new();
+        Ok(Self {
+            identity: super::parts::identity(config)?,
+            etcd: super::parts::etcd(config)?,
+            gate: Arc::new(Mutex::new(Gate::default())),
+            token: super::parts::token(config)?,
+            stop,
+            log,
+            kind,
+            switch,
+            tasks: Tasks::default(),
+        })
+    }
+
+    /// Starts a loop that ends when `stop` says so.
+    pub(super) fn spawn(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.tasks.spawn(name, task);
+    }
+
+    /// A pauser for PgBouncer's processes, which first ends a pause that nobody owns any more.
+    pub(super) async fn pauser(&self, config: &Config) -> Arc<Pauser> {
+        let options = PauserOptions {
+            consoles: consoles(config),
+            resume_limit: config.failover.resume_timeout.get(),
+        };
+        let pauser = Arc::new(Pauser::new(options, Arc::clone(&self.gate), self.log.clone()));
+        pauser.recover_from(&self.etcd, config.etcd.call_timeout.get()).await;
+        pauser
+    }
+
+    /// Serves the API at `listen`, and registers it.
+    pub(super) async fn serve_api(
+        &mut self,
+        config: &Config,
+        listen: SocketAddr,
+        parts: Parts,
+    ) -> Result<(), DaemonError> {
+        let Identity { name, address } = self.identity.clone();
+        let listener = api::bind(listen, self.token.is_some(), &self.log).await?;
+        let bound = listener.local_addr().unwrap_or(listen);
+        let options = ApiOptions { host: name.clone(), kind: self.kind, token: self.token.clone() };
+        let api = Api::new(options, parts, self.log.clone());
+        let (stop, log) = (self.stop.clone(), self.log.clone());
+        self.spawn("api", async move {
+            if let Err(error) = api::serve(listener, api, stop, log.clone()).await {
+                error!(log, "the API ended"; "event" => "api.serve.fail", "error" => %chain(&error));
+            }
+        });
+        // What listens on loopback only can be reached there only.
+        let reached = if bound.ip().is_loopback() { bound.ip() } else { address };
+        let registration = Registration {
+            host: name,
+            kind: self.kind,
+            api: SocketAddr::new(reached, bound.port()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let ttl = config.api.registration_ttl.get();
+        let (etcd, stop, log) = (Arc::clone(&self.etcd), self.stop.clone(), self.log.clone());
+        self.spawn("registration", register::run(etcd, registration, ttl, stop, log));
+        Ok(())
+    }
+
+    /// Serves metrics, health and roles at `listen`, unless that is empty.
+    pub(super) async fn serve_web(
+        &mut self,
+        listen: &str,
+        page: Arc<dyn Page>,
+    ) -> Result<(), DaemonError> {
+        let Ok(address) = listen.parse::<SocketAddr>() else { return Ok(()) };
+        let listener = TcpListener::bind(address)
+            .await
+            .map_err(|source| DaemonError::Web { address, source })?;
+        let (stop, log) = (self.stop.clone(), self.log.clone());
+        self.spawn("web", web::serve(listener, page, stop, log));
+        Ok(())
+    }
+
+    /// Runs until a signal, then ends everything; returns whether a signal was the cause.
+    pub(super) async fn run(self) -> bool {
+        self.tasks.run(&self.log, self.switch, GRACE).await
+    }
+}
+
+/// One console for each PgBouncer process.
+pub(super) fn consoles(config: &Config) -> Vec<Console> {
+    let section = &config.pgbouncer;
+    let limit = section.query_timeout.get();
+    let console = |socket: &std::path::PathBuf| {
+        Console::new(socket.clone(), section.admin_user.clone(), limit)
+    };
+    section.admin_sockets.iter().map(console).collect()
+}
+
+/// An address that `check` has accepted.
+pub(super) fn listen(address: &str) -> SocketAddr {
+    address.parse().unwrap_or_else(|_| SocketAddr::from(([127, 0, 0, 1], 0)))
+}

@@ -1,0 +1,141 @@
+//! `pgcm failover`
+
+use std::{
+    io::{IsTerminal, Write},
+    sync::Arc,
+    time::Duration,
+};
+
+use slog::Logger;
+
+use super::{complain, parts};
+use crate::{
+    cli::{self, Output},
+    config::{Config, check, section::Span},
+    exit::Exit,
+    work::{
+        failover::{
+            self, FailoverOptions,
+            progress::{Event, Logged, Progress},
+            report::Report,
+        },
+        shutdown::{Stop, signalled},
+    },
+};
+
+pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exit {
+    let config = match overridden(config, &args) {
+        Ok(config) => config,
+        Err(problems) => {
+            eprintln!("pgcm: {}", problems.join("; "));
+            return Exit::Usage;
+        }
+    };
+    let connected = parts::etcd(&config).and_then(|etcd| Ok((etcd, parts::token(&config)?)));
+    let (etcd, token) = match connected {
+        Ok(connected) => connected,
+        Err(error) => return complain(&error, Exit::Usage),
+    };
+    let live = args.output == Output::Text && std::io::stderr().is_terminal();
+    let progress: Arc<dyn Progress> =
+        if live { Arc::new(Live) } else { Arc::new(Logged(log.clone())) };
+    let log = if live { crate::telemetry::log::discard() } else { log };
+    let (switch, stop) = Stop::new();
+    tokio::spawn(async move {
+        if signalled().await.is_ok() {
+            eprintln!("pgcm: stopping, and putting back what was begun");
+            let _ = switch.send(true);
+            // A second signal must not end the undo.
+            std::future::pending::<()>().await;
+        }
+    });
+    let report = failover::run(
+        options(&config, args.target, args.dry_run),
+        etcd,
+        token,
+        progress,
+        stop,
+        log,
+    );
+    show(&report.await, args.output)
+}
+
+fn show(report: &Report, output: Output) -> Exit {
+    match output {
+        Output::Text => print!("{report}"),
+        Output::Json => match serde_json::to_string_pretty(report) {
+            Ok(json) => println!("{json}"),
+            Err(error) => return complain(&error, Exit::NeedsHands),
+        },
+    }
+    report.exit
+}
+
+/// The configuration with what the flags say put into it, if that can work.
+fn overridden(mut config: Config, args: &cli::Failover) -> Result<Config, Vec<String>> {
+    let section = &mut config.failover;
+    let flags: [(&mut Span, Option<Span>); 6] = [
+        (&mut section.health_check_timeout, args.health_check_timeout),
+        (&mut section.lock_timeout, args.lock_timeout),
+        (&mut section.pause_timeout, args.pause_timeout),
+        (&mut section.pause_expiry, args.pause_expiry),
+        (&mut section.resume_timeout, args.resume_timeout),
+        (&mut section.pacemaker_timeout, args.pacemaker_timeout),
+    ];
+    for (setting, flag) in flags {
+        *setting = flag.unwrap_or(*setting);
+    }
+    let problems = check::problems(&config);
+    if problems.is_empty() { Ok(config) } else { Err(problems) }
+}
+
+fn options(config: &Config, target: Option<String>, dry_run: bool) -> FailoverOptions {
+    let section = &config.failover;
+    let host = parts::node_name(config).unwrap_or_else(|_| "unknown".to_owned());
+    FailoverOptions {
+        holder: format!("{host}, process {}", std::process::id()),
+        endpoints: section.endpoints.clone(),
+        target,
+        dry_run,
+        health_check_timeout: section.health_check_timeout.get(),
+        lock_timeout: section.lock_timeout.get(),
+        lock_lease: section.lock_lease.get(),
+        prepare_timeout: section.prepare_timeout.get(),
+        pause_timeout: section.pause_timeout.get(),
+        pause_expiry: section.pause_expiry.get(),
+        resume_timeout: section.resume_timeout.get(),
+        pacemaker_timeout: section.pacemaker_timeout.get(),
+        verify_timeout: section.verify_timeout.get(),
+        watch_interval: section.watch_interval.get(),
+        constraint_lifetime: config.pacemaker.constraint_lifetime.get(),
+    }
+}
+
+/// The list of steps on a terminal: one line each, rewritten until the step has ended.
+struct Live;
+
+impl Progress for Live {
+    fn tell(&self, event: &Event<'_>) {
+        let took = |took: &Duration| format!("{:>6} ms", took.as_millis());
+        let line = match event {
+            Event::Begun { step, .. } => format!("  {step:<10} ..."),
+            Event::Awaiting { names: [], .. } => return,
+            Event::Awaiting { step, names } => {
+                format!("  {step:<10} ... waiting for {}", names.join(", "))
+            }
+            Event::Done { step, took: t } => format!("  {step:<10} done    {}\n", took(t)),
+            Event::Stopped { step, took: t, reason } => {
+                format!("  {step:<10} stopped {}  {reason}\n", took(t))
+            }
+            Event::UndoBegun { step, .. } => format!("  undo {step:<5} ..."),
+            Event::UndoDone { step, took: t, dirty: [] } => {
+                format!("  undo {step:<5} done    {}\n", took(t))
+            }
+            Event::UndoDone { step, took: t, .. } => {
+                format!("  undo {step:<5} FAILED  {}\n", took(t))
+            }
+        };
+        // Back to the line's begin, and erase what stood there.
+        let _ = write!(std::io::stderr(), "\r\x1b[2K{line}");
+    }
+}
