@@ -152,10 +152,10 @@ async fn await_sync<R: Run + Clone>(
         match (row, since, target) {
             (None, ..) => (since, target) = (None, None),
             (Some(_), None, _) => since = Some(Instant::now()),
-            (Some(_), Some(first), None) => {
-                if first.elapsed() >= SETTLED && state.checkpointer_idle {
-                    target = Some(state.position);
-                }
+            (Some(_), Some(first), None)
+                if first.elapsed() >= SETTLED && state.checkpointer_idle =>
+            {
+                target = Some(state.position);
             }
             (Some(row), Some(_), Some(target)) if row.flushed >= target => return Ok(()),
             _ => {}

@@ -105,19 +105,24 @@ async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Resu
 async fn announce<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, baseline: Lsn) {
     let (names, attributes, node) = (agent.names(), &agent.attributes, &agent.node);
     let baseline = baseline.baseline();
-    let (score, status, baseline) = tokio::join!(
+    let (score, status, baseline, ()) = tokio::join!(
         attributes.set_score(node, Score::PRIMARY),
         attributes.set(node, &names.status, Status::Primary.as_str()),
         attributes.set(node, &names.baseline, &baseline),
+        forget_stopped(agent, cib),
     );
     for (what, result) in
         [("promotion score", score), ("status", status), ("master baseline", baseline)]
     {
         agent.tolerate(what, result);
     }
-    let stale = cib.nodes.values().filter(|node| node.transient.contains_key(&names.shutdown_lsn));
-    for node in stale {
-        if let Err(error) = attributes.delete(&node.name, &names.shutdown_lsn).await {
+}
+
+/// Deletes the marks of stopped primaries: one election's must not leak into the next.
+async fn forget_stopped<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+    let name = &agent.names().shutdown_lsn;
+    for node in cib.nodes.values().filter(|node| node.transient.contains_key(name)) {
+        if let Err(error) = agent.attributes.delete(&node.name, name).await {
             error!(agent.log, "cannot delete the mark of a stopped primary";
                 "event" => "agent.promote.mark", "node" => &node.name, "error" => %chain(&error));
         }
