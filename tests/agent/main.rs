@@ -179,7 +179,7 @@ fn a_lost_standby_is_unpromotable_in_the_cib_before_the_primary_stops_waiting() 
     };
     let waits = |call: &String| call.contains("synchronous_standby_names = '\"pg02\"'");
     let revoked = at("master-Postgresql --update=-INFINITY --node pg02");
-    let written = at("value=\"DISCONNECT\"");
+    let written = at("--update=DISCONNECT");
     let confirmed = calls.iter().skip(written + 1).position(|call| call.contains("--query"));
     assert!(waits(&calls[revoked]) && waits(&calls[written]), "{calls:#?}");
     assert!(waits(&calls[written + 1 + confirmed.expect("confirmed")]), "{calls:#?}");

@@ -51,7 +51,7 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         Cib::default()
     });
     let heir = heir(agent, &cib);
-    let (proven, started) = tokio::join!(hand_over(agent, &cib, heir), start_standby(agent, heir));
+    let (proven, started) = tokio::join!(hand_over(agent, heir), start_standby(agent, heir));
     proven?;
     started?;
     agent.poke();
@@ -83,11 +83,7 @@ async fn start_standby<R: Run + Clone>(
 }
 
 /// Publishes where this primary stopped and lets the heir prove that it has everything up to there.
-async fn hand_over<R: Run + Clone>(
-    agent: &Agent<R>,
-    cib: &Cib,
-    heir: Option<&Node>,
-) -> Result<(), Failure> {
+async fn hand_over<R: Run + Clone>(agent: &Agent<R>, heir: Option<&Node>) -> Result<(), Failure> {
     let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
     if !control.cleanly_stopped_primary() {
         warn!(agent.log, "the primary did not stop cleanly, nothing can be proven by position";
@@ -101,7 +97,7 @@ async fn hand_over<R: Run + Clone>(
     let (published, holds) = tokio::join!(publish, heir_holds(agent, heir, stopped));
     agent.tolerate("shutdown position", published);
     match heir {
-        Some(heir) if !holds => take_back(agent, cib, heir, stopped).await,
+        Some(heir) if !holds => take_back(agent, heir, stopped).await,
         _ => Ok(()),
     }
 }
@@ -143,7 +139,6 @@ async fn heir_holds<R: Run + Clone>(
 /// Lets Pacemaker promote this node again: the heir lacks what this node wrote last.
 async fn take_back<R: Run + Clone>(
     agent: &Agent<R>,
-    cib: &Cib,
     heir: &Node,
     stopped: Position,
 ) -> Result<(), Failure> {
@@ -153,7 +148,7 @@ async fn take_back<R: Run + Clone>(
     let nodes = [heir.name.clone()];
     agent.attributes.confirm_unpromotable(&nodes, agent.share(2, Duration::from_secs(5))).await?;
     let data = [(heir.name.clone(), DataStatus::Disconnected)];
-    agent.attributes.set_data_statuses(cib, &data).await?;
+    agent.attributes.set_data_statuses(&data).await?;
     agent.attributes.set_score(&agent.node, Score::PRIMARY).await?;
     Ok(())
 }

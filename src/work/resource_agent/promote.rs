@@ -72,9 +72,8 @@ async fn refuse_if_behind<R: Run + Clone>(
 /// the first write: from then on their data is old.
 async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<(), Failure> {
     let ends = revocation(cib, &agent.node, agent.names());
-    let own = (agent.node.clone(), DataStatus::Latest);
     let lost = ends.data_statuses.into_iter().map(|node| (node, DataStatus::Disconnected));
-    let values: Vec<_> = std::iter::once(own).chain(lost).collect();
+    let lost: Vec<_> = lost.collect();
     let scores = async {
         for node in &ends.scores {
             agent.attributes.set_score(node, Score::NEVER).await?;
@@ -85,7 +84,12 @@ async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Re
         }
         Ok(())
     };
-    tokio::try_join!(agent.attributes.set_data_statuses(cib, &values), scores)?;
+    // Until the promotion begins both claims are true, so that their order does not matter.
+    tokio::try_join!(
+        agent.attributes.set_data_status(&agent.node, DataStatus::Latest),
+        agent.attributes.set_data_statuses(&lost),
+        scores
+    )?;
     Ok(())
 }
 
