@@ -30,10 +30,7 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     let pid = match agent.condition_from_files()? {
         (Condition::Standby | Condition::StartingStandby, _) => return Ok(OcfCode::Success),
         (_, Some(pid)) => pid,
-        (_, None) => {
-            shutdown::end_orphans(agent).await?;
-            return Ok(OcfCode::NotRunning);
-        }
+        (_, None) => return after_a_crash(agent).await,
     };
     // An early farewell: the attribute daemons work while the server writes its checkpoint.
     let farewell = async {
@@ -55,6 +52,19 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     proven?;
     started?;
     agent.poke();
+    Ok(OcfCode::Success)
+}
+
+/// Demotes a primary that has died: it is none any more, and lets the synchronous standby go ahead,
+/// which holds every acknowledged commit and needs no crash recovery.
+async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+    shutdown::end_orphans(agent).await?;
+    let farewell = async {
+        let cib = agent.attributes.query().await?;
+        let data = heir(agent, &cib).and_then(|heir| heir.data_status(agent.names()));
+        if data == Some(DataStatus::Sync) { step_back(agent).await } else { Ok(()) }
+    };
+    agent.tolerate("promotion score", farewell.await);
     Ok(OcfCode::Success)
 }
 
