@@ -18,8 +18,6 @@ pub enum AttributeError {
     Exit { program: &'static str, status: i32, reason: String },
     #[error("cannot read the CIB")]
     Cib(#[source] CibError),
-    #[error("the CIB knows no node called {0}")]
-    UnknownNode(String),
     #[error("the CIB still lets {nodes} be promoted after {limit:?}")]
     StillPromotable { nodes: String, limit: Duration },
 }
@@ -56,15 +54,30 @@ impl<R: Run> Attributes<R> {
         self.set(node, &self.names.score, &score.to_string()).await
     }
 
-    /// Writes data statuses into the CIB, all or none; they are there when this returns.
+    /// Writes a node's data status into the CIB; it is there when this returns.
+    ///
+    /// By crm_attribute: a change of the nodes by cibadmin would start an election of the cluster's
+    /// controllers, which costs about a second.
+    pub async fn set_data_status(
+        &self,
+        node: &str,
+        status: DataStatus,
+    ) -> Result<(), AttributeError> {
+        let update = format!("--update={}", status.as_str());
+        let name = self.names.data_status.as_str();
+        let args = ["--node", node, "--name", name, &update, "--lifetime", "forever"];
+        self.call("crm_attribute", &args).await.map(|_| ())
+    }
+
+    /// Writes data statuses one after the other; all are in the CIB when this returns.
     pub async fn set_data_statuses(
         &self,
-        cib: &Cib,
         values: &[(String, DataStatus)],
     ) -> Result<(), AttributeError> {
-        let xml = data_statuses_xml(cib, &self.names, values)?;
-        let args = ["--modify", "--scope", "nodes", "--xml-text", &xml];
-        self.call("cibadmin", &args).await.map(|_| ())
+        for (node, status) in values {
+            self.set_data_status(node, *status).await?;
+        }
+        Ok(())
     }
 
     /// Waits until the CIB shows that none of `nodes` may be promoted.
@@ -100,37 +113,6 @@ impl<R: Run> Attributes<R> {
         }
         Ok(output)
     }
-}
-
-/// The input for `cibadmin --modify`: existing entries keep their ids, new ones get those that
-/// `crm_attribute` would give them.
-fn data_statuses_xml(
-    cib: &Cib,
-    names: &Names,
-    values: &[(String, DataStatus)],
-) -> Result<String, AttributeError> {
-    let mut xml = String::from("<nodes>");
-    for (name, value) in values {
-        let node = cib.node(name).ok_or_else(|| AttributeError::UnknownNode(name.clone()))?;
-        let set = node.permanent_set.clone().unwrap_or_else(|| format!("nodes-{}", node.id));
-        let known = node.permanent_ids.get(&names.data_status).cloned();
-        let id = known.unwrap_or_else(|| format!("{set}-{}", names.data_status));
-        xml.push_str(&format!(
-            "<node id=\"{}\"><instance_attributes id=\"{}\">\
-             <nvpair id=\"{}\" name=\"{}\" value=\"{}\"/></instance_attributes></node>",
-            escaped(&node.id),
-            escaped(&set),
-            escaped(&id),
-            escaped(&names.data_status),
-            value.as_str(),
-        ));
-    }
-    xml.push_str("</nodes>");
-    Ok(xml)
-}
-
-fn escaped(text: &str) -> String {
-    quick_xml::escape::escape(text).into_owned()
 }
 
 #[cfg(test)]
@@ -178,21 +160,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn data_statuses_are_one_write() {
-        let run = answering(0, CIB, "");
-        let attributes = attributes(&run);
-        let cib = attributes.query().await.expect("a CIB");
+    async fn a_data_status_is_permanent() {
+        let run = answering(0, "", "");
         let values = [("pg01".to_owned(), DataStatus::Latest)];
-        attributes.set_data_statuses(&cib, &values).await.expect("written");
+        attributes(&run).set_data_statuses(&values).await.expect("written");
         assert_eq!(
-            run.calls.lock().expect("not poisoned")[1],
-            "cibadmin --modify --scope nodes --xml-text <nodes><node id=\"1\">\
-             <instance_attributes id=\"nodes-1\"><nvpair id=\"nodes-1-Postgresql-data-status\" \
-             name=\"Postgresql-data-status\" value=\"LATEST\"/></instance_attributes></node></nodes>"
+            *run.calls.lock().expect("not poisoned"),
+            ["crm_attribute --node pg01 --name Postgresql-data-status --update=LATEST \
+              --lifetime forever"]
         );
-        let unknown = [("pg09".to_owned(), DataStatus::Latest)];
-        let error = attributes.set_data_statuses(&cib, &unknown).await.expect_err("no such node");
-        assert_eq!(error.to_string(), "the CIB knows no node called pg09");
     }
 
     #[tokio::test]

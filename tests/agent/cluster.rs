@@ -121,6 +121,7 @@ impl Cluster {
         let cluster = Self { dir, port, parameters: BTreeMap::new() };
         for (name, text) in [
             ("cibadmin", include_str!("stand-ins/cibadmin")),
+            ("crm_attribute", include_str!("stand-ins/crm_attribute")),
             ("attrd_updater", include_str!("stand-ins/attrd_updater")),
         ] {
             let path = cluster.path("bin").join(name);

@@ -67,7 +67,7 @@ fn a_virgin_cluster_gets_its_first_primary_and_a_synchronous_standby() {
 #[test]
 fn every_action_from_the_stopped_and_the_missing_state() {
     let cluster = Cluster::new();
-    for (action, code) in [("monitor", 7), ("demote", 7), ("promote", 7), ("stop", 0), ("stop", 0)]
+    for (action, code) in [("monitor", 7), ("demote", 0), ("promote", 7), ("stop", 0), ("stop", 0)]
     {
         cluster.act("pg01", action).with(code);
     }
@@ -179,7 +179,7 @@ fn a_lost_standby_is_unpromotable_in_the_cib_before_the_primary_stops_waiting() 
     };
     let waits = |call: &String| call.contains("synchronous_standby_names = '\"pg02\"'");
     let revoked = at("master-Postgresql --update=-INFINITY --node pg02");
-    let written = at("value=\"DISCONNECT\"");
+    let written = at("--update=DISCONNECT");
     let confirmed = calls.iter().skip(written + 1).position(|call| call.contains("--query"));
     assert!(waits(&calls[revoked]) && waits(&calls[written]), "{calls:#?}");
     assert!(waits(&calls[written + 1 + confirmed.expect("confirmed")]), "{calls:#?}");
@@ -268,6 +268,8 @@ fn a_crashed_primary_with_nothing_of_its_own_comes_back_as_a_standby() {
     cluster.sql("pg01", "create table t as select 1");
     cluster.crash("pg01");
     cluster.act("pg01", "monitor").with(7);
+    cluster.act("pg01", "demote").with(0);
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("-INFINITY"));
     cluster.act("pg01", "stop").with(0);
     // Received is not yet replayed; promotion replays everything.
     cluster.act("pg02", "promote").with(0);

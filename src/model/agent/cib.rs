@@ -48,9 +48,6 @@ pub struct Node {
     pub transient: BTreeMap<String, String>,
     /// Attributes that stay.
     pub permanent: BTreeMap<String, String>,
-    /// The id of the permanent attribute set, and the ids of its entries by name.
-    pub permanent_set: Option<String>,
-    pub permanent_ids: BTreeMap<String, String>,
 }
 
 impl Node {
@@ -168,13 +165,8 @@ impl Walk {
                 self.current = get("id");
                 self.node().name = get("uname");
             }
-            ["cib", "configuration", "nodes", "node", "instance_attributes"] => {
-                let set = get("id");
-                self.node().permanent_set.get_or_insert(set);
-            }
             ["cib", "configuration", "nodes", "node", "instance_attributes", "nvpair"] => {
-                let (name, value, id) = (get("name"), get("value"), get("id"));
-                self.node().permanent_ids.insert(name.clone(), id);
+                let (name, value) = (get("name"), get("value"));
                 self.node().permanent.insert(name, value);
             }
             ["cib", "status", "node_state"] => {
@@ -260,7 +252,6 @@ pub(super) mod tests {
                 .map(|value| (names.data_status, value.to_owned()))
                 .into_iter()
                 .collect(),
-            ..Node::default()
         }
     }
 
@@ -300,7 +291,6 @@ pub(super) mod tests {
         assert_eq!(first.status(&names), Some(Status::Primary));
         assert_eq!(first.data_status(&names), Some(DataStatus::Latest));
         assert_eq!(first.score(&names), Some(Score::PRIMARY));
-        assert_eq!(first.permanent_set.as_deref(), Some("nodes-1"));
         assert_eq!(cib.primary_other_than("pg02", &names), Some(first));
         assert_eq!(cib.primary_other_than("pg01", &names), None);
     }

@@ -46,7 +46,7 @@ pub enum Step {
         node: String,
         status: Status,
     },
-    /// One write into the CIB, done when it returns.
+    /// Written into the CIB; there when the step is done.
     DataStatus(Vec<(String, DataStatus)>),
     /// Waits until the CIB shows that none of these nodes may be promoted.
     ConfirmUnpromotable(Vec<String>),

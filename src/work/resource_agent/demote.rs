@@ -30,10 +30,7 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     let pid = match agent.condition_from_files()? {
         (Condition::Standby | Condition::StartingStandby, _) => return Ok(OcfCode::Success),
         (_, Some(pid)) => pid,
-        (_, None) => {
-            shutdown::end_orphans(agent).await?;
-            return Ok(OcfCode::NotRunning);
-        }
+        (_, None) => return after_a_crash(agent).await,
     };
     // An early farewell: the attribute daemons work while the server writes its checkpoint.
     let farewell = async {
@@ -51,10 +48,23 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         Cib::default()
     });
     let heir = heir(agent, &cib);
-    let (proven, started) = tokio::join!(hand_over(agent, &cib, heir), start_standby(agent, heir));
+    let (proven, started) = tokio::join!(hand_over(agent, heir), start_standby(agent, heir));
     proven?;
     started?;
     agent.poke();
+    Ok(OcfCode::Success)
+}
+
+/// Demotes a primary that has died: it is none any more, and lets the synchronous standby go ahead,
+/// which holds every acknowledged commit and needs no crash recovery.
+async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+    shutdown::end_orphans(agent).await?;
+    let farewell = async {
+        let cib = agent.attributes.query().await?;
+        let data = heir(agent, &cib).and_then(|heir| heir.data_status(agent.names()));
+        if data == Some(DataStatus::Sync) { step_back(agent).await } else { Ok(()) }
+    };
+    agent.tolerate("promotion score", farewell.await);
     Ok(OcfCode::Success)
 }
 
@@ -83,11 +93,7 @@ async fn start_standby<R: Run + Clone>(
 }
 
 /// Publishes where this primary stopped and lets the heir prove that it has everything up to there.
-async fn hand_over<R: Run + Clone>(
-    agent: &Agent<R>,
-    cib: &Cib,
-    heir: Option<&Node>,
-) -> Result<(), Failure> {
+async fn hand_over<R: Run + Clone>(agent: &Agent<R>, heir: Option<&Node>) -> Result<(), Failure> {
     let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
     if !control.cleanly_stopped_primary() {
         warn!(agent.log, "the primary did not stop cleanly, nothing can be proven by position";
@@ -101,7 +107,7 @@ async fn hand_over<R: Run + Clone>(
     let (published, holds) = tokio::join!(publish, heir_holds(agent, heir, stopped));
     agent.tolerate("shutdown position", published);
     match heir {
-        Some(heir) if !holds => take_back(agent, cib, heir, stopped).await,
+        Some(heir) if !holds => take_back(agent, heir, stopped).await,
         _ => Ok(()),
     }
 }
@@ -143,7 +149,6 @@ async fn heir_holds<R: Run + Clone>(
 /// Lets Pacemaker promote this node again: the heir lacks what this node wrote last.
 async fn take_back<R: Run + Clone>(
     agent: &Agent<R>,
-    cib: &Cib,
     heir: &Node,
     stopped: Position,
 ) -> Result<(), Failure> {
@@ -153,7 +158,7 @@ async fn take_back<R: Run + Clone>(
     let nodes = [heir.name.clone()];
     agent.attributes.confirm_unpromotable(&nodes, agent.share(2, Duration::from_secs(5))).await?;
     let data = [(heir.name.clone(), DataStatus::Disconnected)];
-    agent.attributes.set_data_statuses(cib, &data).await?;
+    agent.attributes.set_data_statuses(&data).await?;
     agent.attributes.set_score(&agent.node, Score::PRIMARY).await?;
     Ok(())
 }

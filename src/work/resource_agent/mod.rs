@@ -94,8 +94,8 @@ async fn dispatch(
 /// Without a data directory nothing can run, so that only starting is an error.
 fn without_data(action: &str, parameters: &Parameters) -> Result<OcfCode, Failure> {
     match action {
-        "stop" | "notify" => Ok(OcfCode::Success),
-        "monitor" | "status" | "demote" => Ok(OcfCode::NotRunning),
+        "stop" | "demote" | "notify" => Ok(OcfCode::Success),
+        "monitor" | "status" => Ok(OcfCode::NotRunning),
         _ => Err(Failure::new(
             OcfCode::Installed,
             format!(

@@ -52,7 +52,7 @@ pub(super) async fn duties<R: Run + Clone>(
     }
     let steps = plan(view(agent, &cib, &state, &waits_for(&state)));
     for step in steps {
-        carry_out(agent, local, &cib, step).await?;
+        carry_out(agent, local, step).await?;
     }
     if state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline) {
         // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
@@ -88,7 +88,6 @@ fn view<'a, R: Run + Clone>(
 async fn carry_out<R: Run + Clone>(
     agent: &Agent<R>,
     local: &Local,
-    cib: &Cib,
     step: Step,
 ) -> Result<(), Failure> {
     info!(agent.log, "changing replication"; "event" => "agent.replication.change",
@@ -98,7 +97,7 @@ async fn carry_out<R: Run + Clone>(
         Step::Status { node, status } => {
             agent.attributes.set(&node, &agent.names().status, status.as_str()).await?;
         }
-        Step::DataStatus(values) => agent.attributes.set_data_statuses(cib, &values).await?,
+        Step::DataStatus(values) => agent.attributes.set_data_statuses(&values).await?,
         Step::ConfirmUnpromotable(nodes) => {
             let limit = agent.share(3, Duration::from_secs(10));
             agent.attributes.confirm_unpromotable(&nodes, limit).await?;
@@ -152,10 +151,10 @@ async fn await_sync<R: Run + Clone>(
         match (row, since, target) {
             (None, ..) => (since, target) = (None, None),
             (Some(_), None, _) => since = Some(Instant::now()),
-            (Some(_), Some(first), None) => {
-                if first.elapsed() >= SETTLED && state.checkpointer_idle {
-                    target = Some(state.position);
-                }
+            (Some(_), Some(first), None)
+                if first.elapsed() >= SETTLED && state.checkpointer_idle =>
+            {
+                target = Some(state.position);
             }
             (Some(row), Some(_), Some(target)) if row.flushed >= target => return Ok(()),
             _ => {}

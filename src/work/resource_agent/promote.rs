@@ -72,9 +72,8 @@ async fn refuse_if_behind<R: Run + Clone>(
 /// the first write: from then on their data is old.
 async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<(), Failure> {
     let ends = revocation(cib, &agent.node, agent.names());
-    let own = (agent.node.clone(), DataStatus::Latest);
     let lost = ends.data_statuses.into_iter().map(|node| (node, DataStatus::Disconnected));
-    let values: Vec<_> = std::iter::once(own).chain(lost).collect();
+    let lost: Vec<_> = lost.collect();
     let scores = async {
         for node in &ends.scores {
             agent.attributes.set_score(node, Score::NEVER).await?;
@@ -85,7 +84,12 @@ async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Re
         }
         Ok(())
     };
-    tokio::try_join!(agent.attributes.set_data_statuses(cib, &values), scores)?;
+    // Until the promotion begins both claims are true, so that their order does not matter.
+    tokio::try_join!(
+        agent.attributes.set_data_status(&agent.node, DataStatus::Latest),
+        agent.attributes.set_data_statuses(&lost),
+        scores
+    )?;
     Ok(())
 }
 
@@ -105,19 +109,24 @@ async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Resu
 async fn announce<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, baseline: Lsn) {
     let (names, attributes, node) = (agent.names(), &agent.attributes, &agent.node);
     let baseline = baseline.baseline();
-    let (score, status, baseline) = tokio::join!(
+    let (score, status, baseline, ()) = tokio::join!(
         attributes.set_score(node, Score::PRIMARY),
         attributes.set(node, &names.status, Status::Primary.as_str()),
         attributes.set(node, &names.baseline, &baseline),
+        forget_stopped(agent, cib),
     );
     for (what, result) in
         [("promotion score", score), ("status", status), ("master baseline", baseline)]
     {
         agent.tolerate(what, result);
     }
-    let stale = cib.nodes.values().filter(|node| node.transient.contains_key(&names.shutdown_lsn));
-    for node in stale {
-        if let Err(error) = attributes.delete(&node.name, &names.shutdown_lsn).await {
+}
+
+/// Deletes the marks of stopped primaries: one election's must not leak into the next.
+async fn forget_stopped<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+    let name = &agent.names().shutdown_lsn;
+    for node in cib.nodes.values().filter(|node| node.transient.contains_key(name)) {
+        if let Err(error) = agent.attributes.delete(&node.name, name).await {
             error!(agent.log, "cannot delete the mark of a stopped primary";
                 "event" => "agent.promote.mark", "node" => &node.name, "error" => %chain(&error));
         }

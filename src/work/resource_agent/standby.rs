@@ -85,7 +85,7 @@ async fn tell_alone<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
     let claims = data.is_some_and(DataStatus::is_complete);
     if data.is_some() && !claims && data != Some(DataStatus::Disconnected) {
         let lost = [(agent.node.clone(), DataStatus::Disconnected)];
-        agent.tolerate("data status", agent.attributes.set_data_statuses(cib, &lost).await);
+        agent.tolerate("data status", agent.attributes.set_data_statuses(&lost).await);
     }
 }
 

@@ -11,7 +11,6 @@ use super::{
 use crate::{
     edge::command::Run,
     model::agent::{
-        cib::Cib,
         claim::{DataStatus, Status},
         code::OcfCode,
         condition::Condition,
@@ -49,10 +48,8 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         "primary" => primary.map_or("none", |node| node.name.as_str()),
         "score" => %scored.score, "virgin_cluster" => scored.claim_latest);
     agent.postmaster.start(agent.left()).await?;
-    let (ready, attributes) = tokio::join!(
-        agent.connect_when_ready(agent.left()),
-        announce(agent, &cib, &address, scored)
-    );
+    let (ready, attributes) =
+        tokio::join!(agent.connect_when_ready(agent.left()), announce(agent, &address, scored));
     ready?;
     attributes?;
     Ok(OcfCode::Success)
@@ -73,13 +70,12 @@ async fn publish_address<R: Run + Clone>(agent: &Agent<R>, address: &str) {
 /// Sets this node's attributes. The score counts: without it nobody would ever be promoted.
 async fn announce<R: Run + Clone>(
     agent: &Agent<R>,
-    cib: &Cib,
     address: &str,
     scored: StartScore,
 ) -> Result<(), Failure> {
     if scored.claim_latest {
         let claim = [(agent.node.clone(), DataStatus::Latest)];
-        agent.attributes.set_data_statuses(cib, &claim).await?;
+        agent.attributes.set_data_statuses(&claim).await?;
     }
     let names = agent.names();
     let (score, status, address) = tokio::join!(
