@@ -1,1 +1,133 @@
-//! (being written)
+//! The command line: every flag and all help text.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{
+    config::{load::DEFAULT_PATH, section::Span},
+    exit::Exit,
+};
+
+/// Highly available Postgres under Pacemaker without a floating IP.
+#[derive(Debug, Parser)]
+#[command(name = "pgcm", version, after_help = Exit::TABLE)]
+pub struct Cli {
+    /// Configuration to use; `pgcm show-config` prints one to start from
+    #[arg(long, global = true, value_name = "PATH", default_value = DEFAULT_PATH)]
+    pub config_file: PathBuf,
+
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Publish this node's primary into etcd and serve the API; runs on every Postgres node
+    ///
+    /// Reads Pacemaker's view of the cluster and, while this node runs the promoted Postgres on the
+    /// side with quorum, publishes its address under `/master` and the whole view under `/cluster`.
+    /// Losing etcd or Pacemaker's tools never touches Postgres or PgBouncer. Ends on SIGTERM.
+    Supervise,
+
+    /// Keep PgBouncer pointed at the primary; runs on every machine with a PgBouncer
+    ///
+    /// Renders the templates whenever the primary changes, reloads PgBouncer and proves that it
+    /// follows. While etcd is away the last good file stays in force. Ends on SIGTERM.
+    Proxy,
+
+    /// Move the primary to its synchronous standby without dropping clients
+    ///
+    /// Queries wait at every PgBouncer while Pacemaker moves the promoted role, at most
+    /// `--pause-expiry`; none fails. Ctrl-C stops the move and puts everything back. Exit codes:
+    /// 0 moved; 3 etcd did not answer; 4 checks failed, nothing touched; 5 lock held elsewhere;
+    /// 6 stopped, everything put back; 7 stopped, needs hands.
+    Failover(Failover),
+
+    /// Show who is primary, who follows, and how every agent feels
+    ///
+    /// Reads etcd and asks each registered agent; changes nothing. Exit codes: 0 shown; 3 etcd did not
+    /// answer.
+    Status(Status),
+
+    /// Print a configuration with every setting, its comment and default
+    ShowConfig,
+
+    /// Read the configuration and say whether it can work
+    ///
+    /// Changes nothing. Exit codes: 0 fine; 2 not, with the reason.
+    CheckConfig,
+
+    /// Print a completion script for a shell
+    Completions {
+        /// Shell to print it for
+        shell: clap_complete::Shell,
+    },
+
+    /// Wake this node's supervise; for Pacemaker alerts
+    #[command(hide = true)]
+    Poke,
+
+    /// Perform one action of the OCF resource agent; called by Pacemaker
+    #[command(hide = true)]
+    ResourceAgent {
+        /// OCF action, such as start, stop, monitor, promote, demote
+        action: String,
+    },
+}
+
+#[derive(Debug, Args)]
+pub struct Failover {
+    /// Node to move the primary to; it must be a synchronous standby [default: the one there is]
+    #[arg(long, value_name = "NODE")]
+    pub target: Option<String>,
+
+    /// Run every check and print the plan; touch nothing
+    #[arg(long)]
+    pub dry_run: bool,
+
+    /// How to print the outcome
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+
+    /// Bounds the checks of all agents together [default: from the configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub health_check_timeout: Option<Span>,
+
+    /// How long to wait for a lock that somebody else holds; 0s: not at all [default: from the
+    /// configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub lock_timeout: Option<Span>,
+
+    /// Bounds the wait for open transactions to end; queries that come later wait meanwhile
+    /// [default: from the configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub pause_timeout: Option<Span>,
+
+    /// Traffic resumes by itself this long after the pause began, whatever happens [default: from the
+    /// configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub pause_expiry: Option<Span>,
+
+    /// Bounds each attempt to resume an agent [default: from the configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub resume_timeout: Option<Span>,
+
+    /// Bounds the move of the promoted role [default: from the configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub pacemaker_timeout: Option<Span>,
+}
+
+#[derive(Debug, Args)]
+pub struct Status {
+    /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// For people or for programs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    Text,
+    Json,
+}

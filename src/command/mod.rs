@@ -1,1 +1,63 @@
-//! (being written)
+//! Wiring: configuration becomes narrow options, errors become exit codes. One file per subcommand.
+
+mod check_config;
+mod completions;
+mod parts;
+mod poke;
+mod resource_agent;
+mod show_config;
+
+use std::{future::Future, path::Path, process::ExitCode};
+
+use slog::Logger;
+
+use crate::{
+    cli::{Cli, Command},
+    config::{Config, load},
+    error::chain,
+    exit::Exit,
+    telemetry::log,
+};
+
+/// Runs what the command line asks for.
+pub fn dispatch(cli: Cli) -> ExitCode {
+    let path = cli.config_file;
+    match cli.command {
+        Command::Supervise | Command::Proxy | Command::Failover(_) | Command::Status(_) => todo!(),
+        Command::ShowConfig => show_config::run().into(),
+        Command::CheckConfig => check_config::run(&path).into(),
+        Command::Completions { shell } => completions::run(shell).into(),
+        Command::Poke => poke::run().into(),
+        Command::ResourceAgent { action } => resource_agent::run(&action),
+    }
+}
+
+/// Loads the configuration for `run`; one that cannot work ends the command before it begins.
+fn configured(path: &Path, run: impl FnOnce(Config, Logger) -> Exit) -> ExitCode {
+    let exit = match load::load(path) {
+        Ok(config) => {
+            let log = log::logger(parts::log_format(&config), parts::log_level(&config));
+            run(config, log)
+        }
+        Err(error) => complain(&error, Exit::Usage),
+    };
+    exit.into()
+}
+
+/// Tells a person why the command ends, and returns `exit`.
+fn complain(error: &dyn std::error::Error, exit: Exit) -> Exit {
+    eprintln!("pgcm: {}", chain(error));
+    exit
+}
+
+fn block_on(work: impl Future<Output = Exit>) -> Exit {
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => {
+            let exit = runtime.block_on(work);
+            // What is still blocked must not keep the process.
+            runtime.shutdown_background();
+            exit
+        }
+        Err(error) => complain(&error, Exit::Unreachable),
+    }
+}

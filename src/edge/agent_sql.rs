@@ -1,1 +1,246 @@
-//! (being written)
+//! SQL on this node as the operating system user of Postgres, and questions to other nodes over
+//! replication connections.
+
+use std::{
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use tokio::time::timeout;
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
+
+use super::{
+    command::{Call, CommandError, Run},
+    identity::Identity,
+};
+use crate::model::agent::{
+    history::History,
+    lsn::{Lsn, Position},
+    rejoin::Primary,
+    sync_plan::Row,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum SqlError {
+    #[error("nothing listens at {path}", path = .path.display())]
+    NotListening {
+        path: PathBuf,
+        #[source]
+        source: io::Error,
+    },
+    #[error("cannot become the user of Postgres")]
+    Identity(#[source] io::Error),
+    #[error("Postgres did not answer within {0:?}")]
+    TimedOut(Duration),
+    #[error("Postgres refused")]
+    Refused(#[source] tokio_postgres::Error),
+    #[error("Postgres answered without {0}")]
+    Incomplete(&'static str),
+    #[error("cannot ask {address}")]
+    Command {
+        address: String,
+        #[source]
+        source: CommandError,
+    },
+    #[error("{address} did not answer a replication connection: {reason}")]
+    Unreachable { address: String, reason: String },
+    #[error("{address} answered what cannot be understood: {answer}")]
+    Strange { address: String, answer: String },
+}
+
+/// A connection to this node's Postgres.
+pub struct Local {
+    client: Client,
+    limit: Duration,
+}
+
+/// What the local server says of itself, read in one round trip.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct State {
+    pub in_recovery: bool,
+    pub sync_names: String,
+    pub primary_conninfo: String,
+    /// On a primary what is safely on disk, on a standby what was received or replayed.
+    pub position: Lsn,
+    pub replayed: Lsn,
+    /// The primary's timeline; `None` in recovery.
+    pub timeline: Option<u32>,
+    pub checkpoint_timeline: u32,
+    /// The checkpointer waits for work, so it has taken over the settings of the last reload.
+    pub checkpointer_idle: bool,
+    /// WAL streams in; a walreceiver that only waits for a better time does not count.
+    pub receives: bool,
+    /// The primary's standbys.
+    pub rows: Vec<Row>,
+}
+
+const STATE: &str = "
+select pg_is_in_recovery(),
+       current_setting('synchronous_standby_names'),
+       current_setting('primary_conninfo'),
+       case when pg_is_in_recovery() then greatest(pg_last_wal_receive_lsn(), pg_last_wal_replay_lsn())
+            else pg_current_wal_flush_lsn() end,
+       pg_last_wal_replay_lsn(),
+       case when pg_is_in_recovery() then null
+            else substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8) end,
+       (select timeline_id from pg_control_checkpoint()),
+       exists (select from pg_stat_activity where backend_type = 'checkpointer'
+               and wait_event in ('CheckpointerMain', 'CheckpointWriteDelay')),
+       exists (select from pg_stat_wal_receiver where status = 'streaming');
+select application_name, state, sync_state, flush_lsn from pg_stat_replication
+ where state is not null";
+
+impl Local {
+    /// Connects to the server behind `socket` as `user`, whose operating system identity is taken
+    /// for the moment of connecting. `limit` bounds this and every later question.
+    ///
+    /// A superuser gets one of the reserved slots when all others are taken.
+    pub async fn connect(
+        socket: &Path,
+        user: &Identity,
+        limit: Duration,
+    ) -> Result<Self, SqlError> {
+        let stream = user
+            .assume(|| UnixStream::connect(socket))
+            .map_err(SqlError::Identity)?
+            .map_err(|source| SqlError::NotListening { path: socket.to_owned(), source })?;
+        stream.set_nonblocking(true).map_err(SqlError::Identity)?;
+        let stream = tokio::net::UnixStream::from_std(stream).map_err(SqlError::Identity)?;
+        let mut config = tokio_postgres::Config::new();
+        config.user(&user.name).dbname("postgres").application_name("pgcm resource agent");
+        let (client, connection) = timeout(limit, config.connect_raw(stream, NoTls))
+            .await
+            .map_err(|_| SqlError::TimedOut(limit))?
+            .map_err(SqlError::Refused)?;
+        tokio::spawn(connection);
+        Ok(Self { client, limit })
+    }
+
+    /// Reads the server's state.
+    pub async fn state(&self) -> Result<State, SqlError> {
+        let messages = self.ask(STATE).await?;
+        let mut rows = messages.iter().filter_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let own = rows.next().ok_or(SqlError::Incomplete("its state"))?;
+        let timeline = own.get(5).map(|digits| u32::from_str_radix(digits, 16));
+        Ok(State {
+            in_recovery: own.get(0) == Some("t"),
+            sync_names: own.get(1).unwrap_or_default().to_owned(),
+            primary_conninfo: own.get(2).unwrap_or_default().to_owned(),
+            position: lsn(own, 3),
+            replayed: lsn(own, 4),
+            timeline: timeline.transpose().map_err(|_| SqlError::Incomplete("a timeline"))?,
+            checkpoint_timeline: own.get(6).and_then(|id| id.parse().ok()).unwrap_or(0),
+            checkpointer_idle: own.get(7) == Some("t"),
+            receives: own.get(8) == Some("t"),
+            rows: rows.map(standby).collect(),
+        })
+    }
+
+    /// Asks the server to leave recovery, and does not wait for it.
+    pub async fn promote(&self) -> Result<(), SqlError> {
+        self.ask("select pg_promote(wait => false)").await.map(|_| ())
+    }
+
+    pub async fn in_recovery(&self) -> Result<bool, SqlError> {
+        let messages = self.ask("select pg_is_in_recovery()").await?;
+        let answer = messages.iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("t")),
+            _ => None,
+        });
+        answer.ok_or(SqlError::Incomplete("pg_is_in_recovery()"))
+    }
+
+    /// Writes a checkpoint, which takes as long as there are dirty buffers.
+    pub async fn checkpoint(&self) -> Result<(), SqlError> {
+        self.ask("checkpoint").await.map(|_| ())
+    }
+
+    async fn ask(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, SqlError> {
+        timeout(self.limit, self.client.simple_query(sql))
+            .await
+            .map_err(|_| SqlError::TimedOut(self.limit))?
+            .map_err(SqlError::Refused)
+    }
+}
+
+fn lsn(row: &SimpleQueryRow, column: usize) -> Lsn {
+    row.get(column).and_then(|text| text.parse().ok()).unwrap_or_default()
+}
+
+fn standby(row: &SimpleQueryRow) -> Row {
+    Row {
+        name: row.get(0).unwrap_or_default().to_owned(),
+        streaming: row.get(1) == Some("streaming"),
+        is_sync: row.get(2) == Some("sync"),
+        flushed: lsn(row, 3),
+    }
+}
+
+/// Asks other nodes over replication connections: the rights that every standby needs anyway.
+#[derive(Debug, Clone)]
+pub struct Remote<R> {
+    pub run: R,
+    pub psql: String,
+    pub user: Identity,
+    /// As for `primary_conninfo`, naming the node that is asked.
+    pub conninfo: String,
+    /// The node's address, for messages.
+    pub address: String,
+    /// Bounds each question.
+    pub limit: Duration,
+}
+
+impl<R: Run> Remote<R> {
+    /// The system identifier and how far the node has written, or received, on which timeline.
+    pub async fn identify(&self) -> Result<(String, Position), SqlError> {
+        let answer = self.ask("IDENTIFY_SYSTEM").await?;
+        let mut fields = answer.trim().split('|');
+        let mut read = || {
+            let system = fields.next()?.to_owned();
+            let timeline = fields.next()?.parse().ok()?;
+            Some((system, Position { timeline, lsn: fields.next()?.parse().ok()? }))
+        };
+        read().ok_or_else(|| self.strange(&answer))
+    }
+
+    /// Who the node is, with the history of its timeline.
+    pub async fn describe(&self) -> Result<Primary, SqlError> {
+        let (system, position) = self.identify().await?;
+        let history = if position.timeline > 1 {
+            let answer = self.ask(&format!("TIMELINE_HISTORY {}", position.timeline)).await?;
+            let content = answer.split_once('|').map(|(_, content)| content);
+            content.and_then(History::parse).ok_or_else(|| self.strange(&answer))?
+        } else {
+            History::default()
+        };
+        Ok(Primary { system, position, history })
+    }
+
+    async fn ask(&self, command: &str) -> Result<String, SqlError> {
+        let seconds = self.limit.as_secs().max(2);
+        let conninfo = format!("{} replication=true connect_timeout={seconds}", self.conninfo);
+        let home = format!("HOME={}", self.user.home.display());
+        let args = [&home, &self.psql, "-XAtq", "-F|", "-c", command, &conninfo];
+        let mut call = Call::new("env", &args.map(|arg| arg), self.limit);
+        call.run_as = self.user.run_as();
+        let output = self
+            .run
+            .run(call)
+            .await
+            .map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
+        if !output.success() {
+            let reason = output.last_words().to_owned();
+            return Err(SqlError::Unreachable { address: self.address.clone(), reason });
+        }
+        Ok(output.stdout)
+    }
+
+    fn strange(&self, answer: &str) -> SqlError {
+        SqlError::Strange { address: self.address.clone(), answer: answer.trim().to_owned() }
+    }
+}

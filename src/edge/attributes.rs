@@ -1,1 +1,213 @@
-//! (being written)
+//! Node attributes and promotion scores, through Pacemaker's own tools.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::command::{Call, CommandError, Output, Run};
+use crate::model::agent::{
+    cib::{Cib, CibError, Names},
+    claim::{DataStatus, Score},
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum AttributeError {
+    #[error("cannot ask Pacemaker")]
+    Command(#[source] CommandError),
+    #[error("`{program}` ended with {status}: {reason}")]
+    Exit { program: &'static str, status: i32, reason: String },
+    #[error("cannot read the CIB")]
+    Cib(#[source] CibError),
+    #[error("the CIB knows no node called {0}")]
+    UnknownNode(String),
+    #[error("the CIB still lets {nodes} be promoted after {limit:?}")]
+    StillPromotable { nodes: String, limit: Duration },
+}
+
+/// The attributes of one resource on all nodes.
+#[derive(Debug, Clone)]
+pub struct Attributes<R> {
+    pub run: R,
+    pub names: Names,
+    /// Bounds each single call of a tool.
+    pub limit: Duration,
+}
+
+impl<R: Run> Attributes<R> {
+    /// Reads nodes and attributes as this node's CIB holds them.
+    pub async fn query(&self) -> Result<Cib, AttributeError> {
+        let output = self.call("cibadmin", &["--query"]).await?;
+        Cib::parse(&output.stdout).map_err(AttributeError::Cib)
+    }
+
+    /// Sets a transient attribute; the CIB shows it a little later.
+    pub async fn set(&self, node: &str, name: &str, value: &str) -> Result<(), AttributeError> {
+        // Joined by `=`, or a value such as -INFINITY would be taken for an option.
+        let update = format!("--update={value}");
+        self.call("attrd_updater", &["--name", name, &update, "--node", node]).await.map(|_| ())
+    }
+
+    /// Deletes a transient attribute; one that is not there is deleted already.
+    pub async fn delete(&self, node: &str, name: &str) -> Result<(), AttributeError> {
+        self.call("attrd_updater", &["--name", name, "--delete", "--node", node]).await.map(|_| ())
+    }
+
+    pub async fn set_score(&self, node: &str, score: Score) -> Result<(), AttributeError> {
+        self.set(node, &self.names.score, &score.to_string()).await
+    }
+
+    /// Writes data statuses into the CIB, all or none; they are there when this returns.
+    pub async fn set_data_statuses(
+        &self,
+        cib: &Cib,
+        values: &[(String, DataStatus)],
+    ) -> Result<(), AttributeError> {
+        let xml = data_statuses_xml(cib, &self.names, values)?;
+        let args = ["--modify", "--scope", "nodes", "--xml-text", &xml];
+        self.call("cibadmin", &args).await.map(|_| ())
+    }
+
+    /// Waits until the CIB shows that none of `nodes` may be promoted.
+    pub async fn confirm_unpromotable(
+        &self,
+        nodes: &[String],
+        limit: Duration,
+    ) -> Result<(), AttributeError> {
+        let deadline = Instant::now() + limit;
+        loop {
+            let cib = self.query().await?;
+            let may = |name: &&String| {
+                let score = cib.node(name).and_then(|node| node.score(&self.names));
+                score.is_some_and(Score::allows_promotion)
+            };
+            let left: Vec<&str> = nodes.iter().filter(may).map(String::as_str).collect();
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() >= deadline {
+                return Err(AttributeError::StillPromotable { nodes: left.join(", "), limit });
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    async fn call(&self, program: &'static str, args: &[&str]) -> Result<Output, AttributeError> {
+        let call = Call::new(program, args, self.limit);
+        let output = self.run.run(call).await.map_err(AttributeError::Command)?;
+        if !output.success() {
+            let reason = output.last_words().to_owned();
+            return Err(AttributeError::Exit { program, status: output.status, reason });
+        }
+        Ok(output)
+    }
+}
+
+/// The input for `cibadmin --modify`: existing entries keep their ids, new ones get those that
+/// `crm_attribute` would give them.
+fn data_statuses_xml(
+    cib: &Cib,
+    names: &Names,
+    values: &[(String, DataStatus)],
+) -> Result<String, AttributeError> {
+    let mut xml = String::from("<nodes>");
+    for (name, value) in values {
+        let node = cib.node(name).ok_or_else(|| AttributeError::UnknownNode(name.clone()))?;
+        let set = node.permanent_set.clone().unwrap_or_else(|| format!("nodes-{}", node.id));
+        let known = node.permanent_ids.get(&names.data_status).cloned();
+        let id = known.unwrap_or_else(|| format!("{set}-{}", names.data_status));
+        xml.push_str(&format!(
+            "<node id=\"{}\"><instance_attributes id=\"{}\">\
+             <nvpair id=\"{}\" name=\"{}\" value=\"{}\"/></instance_attributes></node>",
+            escaped(&node.id),
+            escaped(&set),
+            escaped(&id),
+            escaped(&names.data_status),
+            value.as_str(),
+        ));
+    }
+    xml.push_str("</nodes>");
+    Ok(xml)
+}
+
+fn escaped(text: &str) -> String {
+    quick_xml::escape::escape(text).into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// Records calls and answers each with the same output.
+    struct Recorded {
+        calls: Mutex<Vec<String>>,
+        output: Output,
+    }
+
+    impl Run for &Recorded {
+        async fn run(&self, call: Call) -> Result<Output, CommandError> {
+            let line = format!("{} {}", call.program, call.args.join(" "));
+            self.calls.lock().expect("not poisoned").push(line);
+            Ok(self.output.clone())
+        }
+    }
+
+    fn answering(status: i32, stdout: &str, stderr: &str) -> Recorded {
+        let output = Output { status, stdout: stdout.to_owned(), stderr: stderr.to_owned() };
+        Recorded { calls: Mutex::default(), output }
+    }
+
+    fn attributes(run: &Recorded) -> Attributes<&Recorded> {
+        Attributes { run, names: Names::of("Postgresql"), limit: Duration::from_secs(1) }
+    }
+
+    const CIB: &str = r#"<cib><configuration><nodes><node id="1" uname="pg01"/></nodes>
+        </configuration><status><node_state id="1" uname="pg01"><transient_attributes id="1">
+        <instance_attributes id="s"><nvpair id="a" name="master-Postgresql" value="100"/>
+        </instance_attributes></transient_attributes></node_state></status></cib>"#;
+
+    #[tokio::test]
+    async fn a_negative_score_is_no_option() {
+        let run = answering(0, "", "");
+        attributes(&run).set_score("pg02", Score::NEVER).await.expect("set");
+        assert_eq!(
+            *run.calls.lock().expect("not poisoned"),
+            ["attrd_updater --name master-Postgresql --update=-INFINITY --node pg02"]
+        );
+    }
+
+    #[tokio::test]
+    async fn data_statuses_are_one_write() {
+        let run = answering(0, CIB, "");
+        let attributes = attributes(&run);
+        let cib = attributes.query().await.expect("a CIB");
+        let values = [("pg01".to_owned(), DataStatus::Latest)];
+        attributes.set_data_statuses(&cib, &values).await.expect("written");
+        assert_eq!(
+            run.calls.lock().expect("not poisoned")[1],
+            "cibadmin --modify --scope nodes --xml-text <nodes><node id=\"1\">\
+             <instance_attributes id=\"nodes-1\"><nvpair id=\"nodes-1-Postgresql-data-status\" \
+             name=\"Postgresql-data-status\" value=\"LATEST\"/></instance_attributes></node></nodes>"
+        );
+        let unknown = [("pg09".to_owned(), DataStatus::Latest)];
+        let error = attributes.set_data_statuses(&cib, &unknown).await.expect_err("no such node");
+        assert_eq!(error.to_string(), "the CIB knows no node called pg09");
+    }
+
+    #[tokio::test]
+    async fn a_score_that_stays_is_an_error() {
+        let run = answering(0, CIB, "");
+        let nodes = ["pg01".to_owned()];
+        let limit = Duration::from_millis(30);
+        let error = attributes(&run).confirm_unpromotable(&nodes, limit).await;
+        assert!(matches!(error, Err(AttributeError::StillPromotable { .. })), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn a_failing_tool_is_quoted() {
+        let run = answering(102, "", "Transport endpoint is not connected\n");
+        let error = attributes(&run).query().await.expect_err("no cluster").to_string();
+        assert_eq!(error, "`cibadmin` ended with 102: Transport endpoint is not connected");
+    }
+}

@@ -11,7 +11,8 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, WatchOptions,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
+    WatchOptions,
 };
 use slog::{Logger, debug};
 use tokio::{
@@ -137,6 +138,27 @@ impl Etcd {
         Ok(response.kvs().first().map(|kv| self.entry(kv)))
     }
 
+    /// Those of `keys` that exist, all as they were at one revision, read through consensus.
+    pub async fn get_all(&self, keys: &[&str]) -> Result<Snapshot, EtcdError> {
+        let gets: Vec<TxnOp> = keys.iter().map(|key| TxnOp::get(self.full(key), None)).collect();
+        let txn = Txn::new().and_then(gets);
+        let response = self
+            .call("read keys", |mut client| {
+                let txn = txn.clone();
+                async move { client.txn(txn).await }
+            })
+            .await?;
+        let mut entries = Vec::new();
+        for answer in response.op_responses() {
+            if let TxnOpResponse::Get(found) = answer {
+                for kv in found.kvs() {
+                    entries.push(self.entry(kv)?);
+                }
+            }
+        }
+        Ok(Snapshot { revision: response.header().map_or(0, |header| header.revision()), entries })
+    }
+
     /// All keys that start with `prefix` (below the namespace), read through consensus.
     pub async fn get_prefix(&self, prefix: &str) -> Result<Snapshot, EtcdError> {
         let full = self.full(prefix);
@@ -205,15 +227,24 @@ impl Etcd {
     /// # Errors
     /// [`EtcdError::LeaseGone`] when the lease has ended: whatever stood under it is lost.
     pub async fn renew(&self, lease: i64) -> Result<Duration, EtcdError> {
-        let answer = self
+        let left = self
             .call("renew a lease", |mut client| async move {
-                let (mut keeper, mut answers) = client.lease_keep_alive(lease).await?;
+                let (mut keeper, mut answers) = match client.lease_keep_alive(lease).await {
+                    Ok(begun) => begun,
+                    // This is how the client reports that the first answer gave no time to live.
+                    Err(etcd_client::Error::LeaseKeepAliveError(reason))
+                        if reason == "lease not found" =>
+                    {
+                        return Ok(0);
+                    }
+                    Err(error) => return Err(error),
+                };
                 keeper.keep_alive().await?;
-                answers.message().await
+                Ok(answers.message().await?.map_or(0, |answer| answer.ttl()))
             })
             .await?;
-        match answer.map(|answer| answer.ttl()).and_then(|ttl| u64::try_from(ttl).ok()) {
-            Some(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
+        match u64::try_from(left) {
+            Ok(seconds) if seconds > 0 => Ok(Duration::from_secs(seconds)),
             _ => Err(EtcdError::LeaseGone { lease }),
         }
     }

@@ -1,11 +1,13 @@
 //! The outside world: one file per system, each call with a limit.
 
+pub mod address;
 pub mod agent_sql;
 pub mod attributes;
 pub mod clock;
 pub mod command;
 pub mod etcd;
 pub mod files;
+pub mod identity;
 pub mod lock;
 pub mod pacemaker;
 pub mod peer;

@@ -3,14 +3,17 @@
 pub mod agent;
 pub mod attempt;
 pub mod cluster;
+pub mod console;
 pub mod crm_mon;
 pub mod finding;
 pub mod health;
 pub mod location;
 pub mod pause;
+pub mod pgbouncer_ini;
 pub mod primary;
 pub mod registration;
 pub mod status;
 pub mod successor;
 pub mod template;
+pub mod wanted;
 pub mod xml;

@@ -1,1 +1,239 @@
-//! (being written)
+//! Who holds a pause, until when, and whose word counts. Time is passed in.
+
+use std::time::{Duration, Instant};
+
+/// On whose behalf a pause is asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Claim {
+    /// Name of the failover attempt.
+    pub attempt: String,
+    /// Fencing token: create revision of the lock.
+    pub token: i64,
+}
+
+/// A fencing token lower than one that was seen before: its holder has lost the lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "fencing token {given} is older than {seen}: another attempt has taken the failover lock since"
+)]
+pub struct StaleToken {
+    pub given: i64,
+    pub seen: i64,
+}
+
+/// Refuses whoever has lost the lock: remembers the highest token seen.
+#[derive(Debug, Default)]
+pub struct Gate {
+    seen: i64,
+}
+
+impl Gate {
+    /// Lets `token` pass and remembers it, unless a higher one was seen.
+    pub fn admit(&mut self, token: i64) -> Result<(), StaleToken> {
+        if token < self.seen {
+            return Err(StaleToken { given: token, seen: self.seen });
+        }
+        self.seen = token;
+        Ok(())
+    }
+
+    /// Remembers a token that was read in etcd.
+    pub fn observe(&mut self, token: i64) {
+        self.seen = self.seen.max(token);
+    }
+}
+
+/// The pause belongs to another attempt that still counts.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("paused on behalf of attempt {attempt}")]
+pub struct Taken {
+    pub attempt: String,
+}
+
+/// Names one armed expiry. It fires only while its own pause is the current one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timer(u64);
+
+/// What a timer has to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Due {
+    /// Its pause was resumed, or belongs to somebody newer: end.
+    Obsolete,
+    /// Not yet; ask again after this long.
+    Wait(Duration),
+    /// Resume now.
+    Now,
+}
+
+/// The book of the one pause that an agent can hold.
+///
+/// A pause is entered before PAUSE is sent and leaves the book only once traffic was proven to
+/// flow, so that at every moment either the book is empty or a timer is on its way.
+#[derive(Debug, Default)]
+pub struct PauseBook {
+    armed: u64,
+    hold: Option<Hold>,
+}
+
+#[derive(Debug)]
+struct Hold {
+    /// None: a pause without an owner, found at start or left by a failure.
+    claim: Option<Claim>,
+    deadline: Instant,
+    timer: Timer,
+}
+
+impl PauseBook {
+    /// Enters a pause for `claim` that expires `expiry` from `now`.
+    ///
+    /// A repeated request of the same attempt never moves its deadline further away. A newer
+    /// lock holder takes over from an older one.
+    pub fn begin(&mut self, claim: &Claim, now: Instant, expiry: Duration) -> Result<Timer, Taken> {
+        self.check(claim, now)?;
+        let asked = now + expiry;
+        let deadline = match &self.hold {
+            Some(hold) if hold.claim.as_ref() == Some(claim) => hold.deadline.min(asked),
+            _ => asked,
+        };
+        Ok(self.enter(Some(claim.clone()), deadline))
+    }
+
+    /// Enters a pause found at start, or one whose resume failed: due at `deadline`.
+    pub fn adopt(&mut self, claim: Option<Claim>, deadline: Instant) -> Timer {
+        self.enter(claim, deadline)
+    }
+
+    /// Whether `claim` may pause or resume now.
+    ///
+    /// # Errors
+    /// [`Taken`] when another attempt with the same or a higher token holds the pause and its
+    /// deadline lies ahead.
+    pub fn check(&self, claim: &Claim, now: Instant) -> Result<(), Taken> {
+        let held = self.hold.as_ref().filter(|hold| now < hold.deadline);
+        match held.and_then(|hold| hold.claim.as_ref()) {
+            Some(owner) if owner.attempt != claim.attempt && owner.token >= claim.token => {
+                Err(Taken { attempt: owner.attempt.clone() })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Traffic was proven to flow: ends the pause, whoever held it, and makes its timer obsolete.
+    pub fn release(&mut self) {
+        self.hold = None;
+    }
+
+    /// What the holder of `timer` must do at `now`.
+    pub fn due(&self, timer: Timer, now: Instant) -> Due {
+        match &self.hold {
+            Some(hold) if hold.timer == timer => {
+                let left = hold.deadline.saturating_duration_since(now);
+                if left.is_zero() { Due::Now } else { Due::Wait(left) }
+            }
+            _ => Due::Obsolete,
+        }
+    }
+
+    /// Whether a pause is in the book.
+    pub fn is_held(&self) -> bool {
+        self.hold.is_some()
+    }
+
+    /// Attempt that the pause in the book belongs to.
+    pub fn owner(&self) -> Option<&str> {
+        Some(self.hold.as_ref()?.claim.as_ref()?.attempt.as_str())
+    }
+
+    fn enter(&mut self, claim: Option<Claim>, deadline: Instant) -> Timer {
+        self.armed += 1;
+        let timer = Timer(self.armed);
+        self.hold = Some(Hold { claim, deadline, timer });
+        timer
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn claim(attempt: &str, token: i64) -> Claim {
+        Claim { attempt: attempt.into(), token }
+    }
+
+    #[test]
+    fn a_stale_token_is_refused_wherever_the_newer_one_was_seen() {
+        let mut gate = Gate::default();
+        gate.admit(5).expect("first");
+        gate.admit(5).expect("again");
+        gate.observe(8);
+        assert_eq!(gate.admit(7), Err(StaleToken { given: 7, seen: 8 }));
+        gate.observe(2);
+        gate.admit(8).expect("the newest");
+    }
+
+    #[test]
+    fn an_expiry_fires_at_its_deadline() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        let timer = book.begin(&claim("a", 1), now, 10 * SECOND).expect("free");
+        assert_eq!(book.due(timer, now + 4 * SECOND), Due::Wait(6 * SECOND));
+        assert_eq!(book.due(timer, now + 10 * SECOND), Due::Now);
+        assert_eq!(book.due(timer, now + 60 * SECOND), Due::Now);
+    }
+
+    #[test]
+    fn a_resume_cancels_the_expiry() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        let timer = book.begin(&claim("a", 1), now, SECOND).expect("free");
+        book.release();
+        assert_eq!(book.due(timer, now + 2 * SECOND), Due::Obsolete);
+        assert!(!book.is_held());
+    }
+
+    #[test]
+    fn an_old_timer_never_resumes_the_next_attempt() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        let old = book.begin(&claim("a", 1), now, SECOND).expect("free");
+        book.release();
+        let new = book.begin(&claim("b", 2), now, 10 * SECOND).expect("free");
+        assert_eq!(book.due(old, now + 5 * SECOND), Due::Obsolete);
+        assert_eq!(book.due(new, now + 5 * SECOND), Due::Wait(5 * SECOND));
+    }
+
+    #[test]
+    fn a_pause_of_another_live_attempt_is_taken() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        book.begin(&claim("a", 3), now, 10 * SECOND).expect("free");
+        let taken = Err(Taken { attempt: "a".into() });
+        assert_eq!(book.begin(&claim("b", 3), now, SECOND).map(|_| ()), taken);
+        assert_eq!(book.check(&claim("b", 3), now), taken);
+        assert_eq!(book.owner(), Some("a"));
+    }
+
+    #[test]
+    fn an_expired_or_fenced_attempt_gives_way() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        let old = book.begin(&claim("a", 3), now, SECOND).expect("free");
+        book.begin(&claim("b", 4), now, SECOND).expect("a newer lock holder takes over");
+        assert_eq!(book.due(old, now + 2 * SECOND), Due::Obsolete);
+        book.begin(&claim("c", 4), now + SECOND, SECOND).expect("the deadline has passed");
+    }
+
+    #[test]
+    fn repeating_a_request_never_lengthens_the_pause() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        book.begin(&claim("a", 1), now, 10 * SECOND).expect("free");
+        let again = book.begin(&claim("a", 1), now + 5 * SECOND, 10 * SECOND).expect("own");
+        assert_eq!(book.due(again, now + 5 * SECOND), Due::Wait(5 * SECOND));
+    }
+
+    #[test]
+    fn a_pause_without_an_owner_is_open_to_everybody() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        let timer = book.adopt(None, now);
+        assert_eq!(book.due(timer, now), Due::Now);
+        book.begin(&claim("a", 1), now, SECOND).expect("nobody's");
+        assert_eq!(book.due(timer, now), Due::Obsolete);
+    }
+}

@@ -1,1 +1,256 @@
-//! (being written)
+//! `pgcm status`: what etcd and the agents say, as facts and as a table.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use super::{
+    attempt::Attempt,
+    cluster::ClusterView,
+    health::{Component, Verdict},
+    registration::Registration,
+};
+
+/// Everything that `status` shows; its JSON is the same facts for programs.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Status {
+    /// Value of `/master`.
+    pub primary_address: Option<String>,
+    pub cluster: Option<ClusterView>,
+    pub agents: Vec<AgentStatus>,
+    pub failover: Option<Attempt>,
+    /// What does not fit together, each with what to do. Empty when all is well.
+    pub problems: Vec<String>,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct AgentStatus {
+    #[serde(flatten)]
+    pub registration: Registration,
+    /// Empty when the agent did not answer.
+    pub components: Vec<Component>,
+    /// Why the agent did not answer.
+    pub error: Option<String>,
+}
+
+impl AgentStatus {
+    /// The worst verdict of all components.
+    pub fn verdict(&self) -> Verdict {
+        if self.error.is_some() {
+            return Verdict::Failed;
+        }
+        self.components.iter().map(|component| component.verdict).max().unwrap_or(Verdict::Healthy)
+    }
+
+    fn trouble(&self) -> String {
+        let of_components = self
+            .components
+            .iter()
+            .filter(|component| component.verdict != Verdict::Healthy)
+            .map(|component| format!("{}: {}", component.name, component.message));
+        self.error.iter().cloned().chain(of_components).collect::<Vec<_>>().join("; ")
+    }
+}
+
+/// Finds what does not fit together between the parts of a status.
+pub fn problems(
+    primary_address: Option<&str>,
+    cluster: Option<&ClusterView>,
+    agents: &[AgentStatus],
+) -> Vec<String> {
+    let mut found = Vec::new();
+    match (primary_address, cluster) {
+        (None, _) => found.push(
+            "no primary is published; look at `crm_mon -Afr -1` and at the logs of pgcm-supervise"
+                .to_owned(),
+        ),
+        (Some(address), Some(view)) if view.primary.address.to_string() != address => {
+            found.push(format!(
+                "/master says {address} but /cluster says {}; the primary's supervise mends this \
+                 within one poll",
+                view.primary.address
+            ));
+        }
+        _ => {}
+    }
+    if cluster.is_some_and(|view| view.synchronous_standby().is_none()) {
+        found.push(
+            "no standby is synchronous; losing the primary now means waiting for it to come back"
+                .to_owned(),
+        );
+    }
+    for agent in agents.iter().filter(|agent| agent.verdict() != Verdict::Healthy) {
+        let Registration { host, kind, .. } = &agent.registration;
+        found.push(format!("{kind} on {host} is {}: {}", agent.verdict(), agent.trouble()));
+    }
+    found
+}
+
+impl Status {
+    /// The status as text for a terminal.
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let primary = self.cluster.as_ref().map(|view| &view.primary);
+        match (&self.primary_address, primary) {
+            (Some(address), Some(primary)) => {
+                let _ = writeln!(
+                    out,
+                    "Primary   {} ({address}), timeline {}",
+                    primary.name, primary.timeline
+                );
+            }
+            (Some(address), None) => {
+                let _ = writeln!(out, "Primary   {address}");
+            }
+            (None, _) => out.push_str("Primary   none published\n"),
+        }
+        match &self.failover {
+            Some(attempt) => {
+                let _ = writeln!(
+                    out,
+                    "Failover  {} by {}, since {}, at step {}",
+                    attempt.purpose, attempt.holder, attempt.started_at, attempt.step
+                );
+            }
+            None => out.push_str("Failover  none running\n"),
+        }
+        out.push('\n');
+        out.push_str(&table(&self.standby_rows()));
+        out.push('\n');
+        out.push_str(&table(&self.agent_rows()));
+        if !self.problems.is_empty() {
+            out.push_str("\nProblems\n");
+            for problem in &self.problems {
+                let _ = writeln!(out, "  {problem}");
+            }
+        }
+        out
+    }
+
+    fn standby_rows(&self) -> Vec<Vec<String>> {
+        let mut rows =
+            vec![["STANDBY", "ADDRESS", "STATE", "SYNC", "REPLAY LAG"].map(str::to_owned).to_vec()];
+        for standby in self.cluster.iter().flat_map(|view| &view.standbys) {
+            rows.push(vec![
+                standby.name.clone(),
+                standby.address.map_or_else(|| "-".to_owned(), |address| address.to_string()),
+                standby.state.clone(),
+                standby.sync_state.clone(),
+                format!("{} B", standby.replay_lag_bytes),
+            ]);
+        }
+        rows
+    }
+
+    fn agent_rows(&self) -> Vec<Vec<String>> {
+        let mut rows =
+            vec![["AGENT", "KIND", "API", "VERSION", "HEALTH"].map(str::to_owned).to_vec()];
+        for agent in &self.agents {
+            let Registration { host, kind, api, version } = &agent.registration;
+            rows.push(vec![
+                host.clone(),
+                kind.to_string(),
+                api.to_string(),
+                version.clone(),
+                agent.verdict().to_string(),
+            ]);
+        }
+        rows
+    }
+}
+
+/// Columns as wide as their widest cell, two spaces apart.
+fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)
+    };
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let mut out = String::new();
+    for row in rows {
+        let cells: Vec<String> =
+            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
+        out.push_str(cells.join("  ").trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::{
+        cluster::{Primary, Standby},
+        registration::AgentKind,
+    };
+
+    fn view() -> ClusterView {
+        ClusterView {
+            primary: Primary {
+                name: "pg03".to_owned(),
+                address: "172.17.0.4".parse().expect("an address"),
+                timeline: 4,
+            },
+            standbys: vec![Standby {
+                name: "pg01".to_owned(),
+                address: "172.17.0.2".parse().ok(),
+                state: "streaming".to_owned(),
+                sync_state: "sync".to_owned(),
+                replay_lag_bytes: 0,
+            }],
+            quorum: true,
+            system_identifier: "7".to_owned(),
+            observed_at: "2026-01-01T00:00:00Z".to_owned(),
+        }
+    }
+
+    fn agent(components: Vec<Component>, error: Option<&str>) -> AgentStatus {
+        AgentStatus {
+            registration: Registration {
+                host: "app01".to_owned(),
+                kind: AgentKind::Proxy,
+                api: "172.17.0.5:8081".parse().expect("an address"),
+                version: "0.1.0".to_owned(),
+            },
+            components,
+            error: error.map(str::to_owned),
+        }
+    }
+
+    #[test]
+    fn a_healthy_cluster_reads_as_two_tables() {
+        let healthy = vec![Component::new("etcd", Verdict::Healthy, "answers")];
+        let status = Status {
+            primary_address: Some("172.17.0.4".to_owned()),
+            cluster: Some(view()),
+            agents: vec![agent(healthy, None)],
+            failover: None,
+            problems: Vec::new(),
+        };
+        assert_eq!(
+            status.text(),
+            "\
+Primary   pg03 (172.17.0.4), timeline 4
+Failover  none running
+
+STANDBY  ADDRESS     STATE      SYNC  REPLAY LAG
+pg01     172.17.0.2  streaming  sync  0 B
+
+AGENT  KIND   API              VERSION  HEALTH
+app01  proxy  172.17.0.5:8081  0.1.0    healthy
+"
+        );
+    }
+
+    #[test]
+    fn a_silent_agent_is_a_problem() {
+        let found = problems(Some("172.17.0.4"), Some(&view()), &[agent(vec![], Some("refused"))]);
+        assert_eq!(found, ["proxy on app01 is failed: refused"]);
+    }
+
+    #[test]
+    fn keys_that_disagree_are_a_problem() {
+        let found = problems(Some("172.17.0.9"), Some(&view()), &[]);
+        assert!(found[0].contains("/master says 172.17.0.9"), "{found:?}");
+    }
+}

@@ -2,6 +2,7 @@
 
 pub mod api;
 pub mod checks;
+pub mod consoles;
 pub mod failover;
 pub mod follow;
 pub mod mover;
@@ -9,6 +10,8 @@ pub mod pauser;
 pub mod proxy;
 pub mod publish;
 pub mod register;
+pub mod reload;
+pub mod render;
 pub mod resource_agent;
 pub mod shutdown;
 pub mod web;

@@ -1,1 +1,412 @@
-//! (being written)
+//! Pauses and resumes the PgBouncers of this machine, and never leaves them paused.
+
+use std::{
+    fmt,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use slog::{Logger, error, info, warn};
+use tokio::sync::watch;
+
+use super::consoles::{self, Failure};
+use crate::{
+    edge::{
+        clock,
+        etcd::Etcd,
+        pgbouncer::{Console, ConsoleError},
+    },
+    error::chain,
+    model::{
+        attempt::{Attempt, LOCK},
+        console::Blocker,
+        pause::{Claim, Due, Gate, PauseBook, StaleToken, Timer},
+    },
+};
+
+/// The one gate of an agent, shared by everything that takes fencing tokens.
+pub type SharedGate = Arc<Mutex<Gate>>;
+
+/// What a [`Pauser`] commands.
+#[derive(Debug, Clone)]
+pub struct PauserOptions {
+    /// One console for each PgBouncer process; at least one.
+    pub consoles: Vec<Console>,
+    /// Bounds each try to resume and to prove it, over all processes together.
+    pub resume_limit: Duration,
+}
+
+/// What a [`Pauser`] has done and does, for metrics.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct PauseStatus {
+    /// A pause was asked for and traffic has not been proven to flow since.
+    pub paused: bool,
+    /// Attempt that the pause belongs to.
+    pub attempt: Option<String>,
+    /// Pauses that were proven.
+    pub pauses: u64,
+    /// Pauses that failed; traffic was resumed.
+    pub failures: u64,
+    /// Pauses that were ended by their expiry.
+    pub expiries: u64,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PauseError {
+    #[error("refused")]
+    Stale(#[source] StaleToken),
+    #[error("{}; traffic flows again", Busy(.blockers))]
+    Busy { blockers: Vec<Blocker> },
+    #[error("PgBouncer is paused on behalf of attempt {attempt}")]
+    Taken { attempt: String },
+    #[error("a resume arrived while the pause was being made; traffic flows")]
+    Superseded,
+    #[error("the pause limits make no sense: {reason}")]
+    Limits { reason: &'static str },
+    #[error("the PgBouncer at {socket} refused; traffic flows", socket = .socket.display())]
+    Console {
+        socket: PathBuf,
+        #[source]
+        source: ConsoleError,
+    },
+    #[error(
+        "the PgBouncer at {socket} may still hold its clients; pgcm goes on trying to resume it, \
+         by hand: RESUME on its admin console",
+        socket = .socket.display()
+    )]
+    Stuck {
+        socket: PathBuf,
+        #[source]
+        source: ConsoleError,
+    },
+    #[error("the pause was dropped, the agent is stopping")]
+    Stopping,
+}
+
+/// Says who is in the way.
+struct Busy<'a>(&'a [Blocker]);
+
+impl fmt::Display for Busy<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("open transactions did not end within the limit")?;
+        for (index, blocker) in self.0.iter().enumerate() {
+            write!(f, "{}{blocker}", if index == 0 { ": " } else { ", " })?;
+        }
+        Ok(())
+    }
+}
+
+/// Pauses and resumes every PgBouncer of this machine. Cheap to clone.
+///
+/// Calls are made one after the other. A call goes on to its end even when its caller goes away.
+#[derive(Clone)]
+pub struct Pauser(Arc<Inner>);
+
+struct Inner {
+    options: PauserOptions,
+    gate: SharedGate,
+    book: Mutex<PauseBook>,
+    /// Held while commands are under way.
+    turn: tokio::sync::Mutex<()>,
+    /// Counts requests to resume; a pause under way gives up when it changes.
+    resumes: watch::Sender<u64>,
+    status: watch::Sender<PauseStatus>,
+    log: Logger,
+}
+
+impl Pauser {
+    pub fn new(options: PauserOptions, gate: SharedGate, log: Logger) -> Self {
+        Self(Arc::new(Inner {
+            options,
+            gate,
+            book: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            resumes: watch::Sender::new(0),
+            status: watch::Sender::default(),
+            log,
+        }))
+    }
+
+    /// What is paused now, and counters.
+    pub fn status(&self) -> watch::Receiver<PauseStatus> {
+        self.0.status.subscribe()
+    }
+
+    /// Holds new queries at every PgBouncer of this machine until [`Self::resume`], or `expiry` at
+    /// the latest; returns how many processes were shown to be paused.
+    ///
+    /// `timeout` bounds the wait for open transactions, `expiry` counts from this call.
+    ///
+    /// # Errors
+    /// [`PauseError::Busy`] when transactions outlive `timeout`. After any error except
+    /// [`PauseError::Stuck`] and [`PauseError::Taken`] traffic flows.
+    pub async fn pause(
+        &self,
+        claim: &Claim,
+        timeout: Duration,
+        expiry: Duration,
+    ) -> Result<u32, PauseError> {
+        let (inner, claim) = (Arc::clone(&self.0), claim.clone());
+        // Commands that were begun are finished, whether or not the caller still listens.
+        let call = tokio::spawn(async move { inner.pause(&claim, timeout, expiry).await });
+        call.await.unwrap_or(Err(PauseError::Stopping))
+    }
+
+    /// Lets queries flow at every PgBouncer, proves it and cancels the expiry. Idempotent.
+    ///
+    /// A pause that is still being made gives up at once.
+    ///
+    /// # Errors
+    /// [`PauseError::Stuck`] when a process could not be shown to run within the limit; the expiry
+    /// stays armed and is due now.
+    pub async fn resume(&self, claim: &Claim) -> Result<(), PauseError> {
+        let (inner, claim) = (Arc::clone(&self.0), claim.clone());
+        let call = tokio::spawn(async move { inner.resume(&claim).await });
+        call.await.unwrap_or(Err(PauseError::Stopping))
+    }
+
+    /// To be called once when the agent starts: resumes whatever an earlier life left paused,
+    /// unless the attempt that holds the lock owns the pause; then its expiry is armed again.
+    ///
+    /// Returns after the first try; when that failed, more follow until traffic flows.
+    pub async fn recover(&self, lock: Option<(Attempt, i64)>) {
+        let inner = &self.0;
+        if let Some((attempt, token)) = lock {
+            inner.gate().observe(token);
+            let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
+            if left > 0 {
+                info!(inner.log, "a failover is under way, its pause is left alone until it expires";
+                    "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
+                let claim = Claim { attempt: attempt.id, token };
+                let deadline = Instant::now() + Duration::from_millis(left);
+                let timer = inner.book().adopt(Some(claim), deadline);
+                inner.publish();
+                arm(inner, timer);
+                return;
+            }
+        }
+        let _turn = inner.turn.lock().await;
+        if let Err(failure) = inner.flow().await {
+            warn!(inner.log, "cannot make sure that PgBouncer is not paused, trying on";
+                "event" => "pause.recover.fail", "socket" => %failure.socket.display(),
+                "error" => %chain(&failure.error));
+            inner.abandon();
+        }
+    }
+
+    /// [`Self::recover`] with the lock as etcd has it. While etcd does not answer, waits at most
+    /// `limit` and then resumes: an unknown pause must not last.
+    pub async fn recover_from(&self, etcd: &Etcd, limit: Duration) {
+        let end = Instant::now() + limit;
+        let lock = loop {
+            match etcd.get(LOCK).await {
+                Ok(entry) => break entry,
+                Err(_) if Instant::now() < end => {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+                Err(error) => {
+                    warn!(self.0.log, "etcd does not say whether a failover is under way; resuming";
+                        "event" => "pause.recover.blind", "error" => %chain(&error));
+                    break None;
+                }
+            }
+        };
+        let lock = lock.and_then(|entry| {
+            let attempt = serde_json::from_str::<Attempt>(&entry.value).ok()?;
+            Some((attempt, entry.create_revision))
+        });
+        self.recover(lock).await;
+    }
+
+    /// To be called when the agent stops in good order: resumes what it holds, since nobody would
+    /// be left to let the pause expire.
+    pub async fn stop(&self) {
+        let inner = &self.0;
+        inner.resumes.send_modify(|count| *count += 1);
+        let _turn = inner.turn.lock().await;
+        if !inner.book().is_held() {
+            return;
+        }
+        warn!(inner.log, "stopping while PgBouncer is paused, resuming it";
+            "event" => "pause.stop.resume", "attempt" => inner.book().owner().unwrap_or("none"));
+        if let Err(failure) = inner.flow().await {
+            error!(inner.log, "PgBouncer may still be paused; run RESUME on its admin console";
+                "event" => "pause.stop.fail", "socket" => %failure.socket.display(),
+                "error" => %chain(&failure.error));
+        }
+    }
+}
+
+impl Inner {
+    async fn pause(
+        self: &Arc<Self>,
+        claim: &Claim,
+        timeout: Duration,
+        expiry: Duration,
+    ) -> Result<u32, PauseError> {
+        if timeout.is_zero() || expiry <= timeout {
+            return Err(PauseError::Limits { reason: "0 < timeout < expiry must hold" });
+        }
+        let arrived = Instant::now();
+        let mut resumes = self.resumes.subscribe();
+        let _turn = self.turn.lock().await;
+        self.gate().admit(claim.token).map_err(PauseError::Stale)?;
+        if resumes.has_changed().unwrap_or(true) {
+            return Err(PauseError::Superseded);
+        }
+        // Armed before PAUSE is sent: from here on traffic comes back, whatever happens.
+        let begun = self.book().begin(claim, arrived, expiry);
+        let timer = begun.map_err(|taken| PauseError::Taken { attempt: taken.attempt })?;
+        self.publish();
+        arm(self, timer);
+        let answers = tokio::select! {
+            answers = consoles::pause(&self.options.consoles, timeout) => answers,
+            _ = resumes.changed() => return self.undo(PauseError::Superseded).await,
+        };
+        let paused = u32::try_from(answers.len()).unwrap_or(u32::MAX);
+        let failure = answers.into_iter().filter_map(Result::err).min_by_key(|failure| {
+            // A process that is away says more than one that is busy.
+            matches!(failure.error, ConsoleError::TimedOut { .. })
+        });
+        let Some(failure) = failure else {
+            self.status.send_modify(|status| status.pauses += 1);
+            info!(self.log, "PgBouncer is paused, clients wait"; "event" => "pause.begin",
+                "attempt" => &claim.attempt, "processes" => paused,
+                "took_ms" => millis(arrived.elapsed()), "expiry_ms" => millis(expiry));
+            return Ok(paused);
+        };
+        let error = match failure.error {
+            ConsoleError::TimedOut { command: "PAUSE", .. } => {
+                PauseError::Busy { blockers: consoles::blockers(&self.options.consoles).await }
+            }
+            source => PauseError::Console { socket: failure.socket, source },
+        };
+        self.undo(error).await
+    }
+
+    /// Resumes everything after a pause that failed with `error`.
+    async fn undo(self: &Arc<Self>, error: PauseError) -> Result<u32, PauseError> {
+        self.status.send_modify(|status| status.failures += 1);
+        warn!(self.log, "the pause failed, resuming"; "event" => "pause.begin.fail",
+            "error" => %chain(&error));
+        match self.flow().await {
+            Ok(()) => Err(error),
+            Err(failure) => {
+                self.abandon();
+                // A process that is away holds no clients; what it refused says more.
+                match error {
+                    PauseError::Console { ref socket, source: ConsoleError::NotThere { .. } }
+                        if *socket == failure.socket =>
+                    {
+                        Err(error)
+                    }
+                    _ => Err(PauseError::Stuck { socket: failure.socket, source: failure.error }),
+                }
+            }
+        }
+    }
+
+    async fn resume(self: &Arc<Self>, claim: &Claim) -> Result<(), PauseError> {
+        let check = || -> Result<(), PauseError> {
+            self.gate().admit(claim.token).map_err(PauseError::Stale)?;
+            let checked = self.book().check(claim, Instant::now());
+            checked.map_err(|taken| PauseError::Taken { attempt: taken.attempt })
+        };
+        check()?;
+        self.resumes.send_modify(|count| *count += 1);
+        let _turn = self.turn.lock().await;
+        check()?;
+        match self.flow().await {
+            Ok(()) => {
+                info!(self.log, "PgBouncer runs"; "event" => "pause.end",
+                    "attempt" => &claim.attempt);
+                Ok(())
+            }
+            Err(failure) => {
+                self.abandon();
+                Err(PauseError::Stuck { socket: failure.socket, source: failure.error })
+            }
+        }
+    }
+
+    /// Resumes and proves it; the pause leaves the book only then.
+    async fn flow(&self) -> Result<(), Failure> {
+        consoles::resume(&self.options.consoles, self.options.resume_limit).await?;
+        self.book().release();
+        self.publish();
+        Ok(())
+    }
+
+    /// Leaves a pause that nobody wants to a timer that is due now.
+    fn abandon(self: &Arc<Self>) {
+        let timer = self.book().adopt(None, Instant::now());
+        self.publish();
+        arm(self, timer);
+    }
+
+    fn publish(&self) {
+        let (paused, attempt) = {
+            let book = self.book();
+            (book.is_held(), book.owner().map(str::to_owned))
+        };
+        self.status.send_modify(|status| {
+            status.paused = paused;
+            status.attempt = attempt;
+        });
+    }
+
+    fn book(&self) -> MutexGuard<'_, PauseBook> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn gate(&self) -> MutexGuard<'_, Gate> {
+        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Starts the task that ends the pause of `timer` when it is due, however often it takes.
+fn arm(inner: &Arc<Inner>, timer: Timer) {
+    tokio::spawn(expire(Arc::clone(inner), timer));
+}
+
+async fn expire(inner: Arc<Inner>, timer: Timer) {
+    const SHORTEST: Duration = Duration::from_millis(50);
+    const LONGEST: Duration = Duration::from_secs(2);
+    let mut pause = SHORTEST;
+    loop {
+        let due = inner.book().due(timer, Instant::now());
+        match due {
+            Due::Obsolete => return,
+            Due::Wait(left) => {
+                tokio::time::sleep(left).await;
+                continue;
+            }
+            Due::Now => {}
+        }
+        let turn = inner.turn.lock().await;
+        // While this waited for its turn, the pause may have been resumed or taken over.
+        if inner.book().due(timer, Instant::now()) != Due::Now {
+            continue;
+        }
+        let attempt = inner.book().owner().map(str::to_owned);
+        match inner.flow().await {
+            Ok(()) => {
+                inner.status.send_modify(|status| status.expiries += 1);
+                warn!(inner.log, "a pause was ended by its expiry"; "event" => "pause.expire",
+                    "attempt" => attempt.unwrap_or_else(|| "none".to_owned()));
+                return;
+            }
+            Err(failure) => error!(inner.log, "cannot end a pause that has expired, trying on";
+                "event" => "pause.expire.fail", "socket" => %failure.socket.display(),
+                "error" => %chain(&failure.error), "retry_ms" => millis(pause)),
+        }
+        drop(turn);
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(LONGEST);
+    }
+}
+
+fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}

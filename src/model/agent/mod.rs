@@ -1,1 +1,22 @@
-//! (being written)
+//! The resource agent's facts and decisions.
+//!
+//! The environment becomes [`parameters`], the cluster's XML becomes [`cib`], the server's files
+//! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
+//! the steps that keep the synchronous standby ([`sync_plan`]), and whether a node may come back as
+//! it is ([`rejoin`]).
+
+pub mod cib;
+pub mod claim;
+pub mod code;
+pub mod condition;
+pub mod conninfo;
+pub mod control_data;
+pub mod election;
+pub mod history;
+pub mod lsn;
+pub mod meta_data;
+pub mod parameters;
+pub mod pid_file;
+pub mod rejoin;
+pub mod settings;
+pub mod sync_plan;

@@ -1,1 +1,206 @@
-//! (being written)
+//! The planned failover: clients are held, the primary moves, clients flow again.
+//!
+//! Read [`steps`] first: the failover is a table. [`pipeline`] runs it and knows nothing of it.
+
+pub mod agents;
+pub mod check;
+mod clients;
+pub mod history;
+pub mod pipeline;
+mod primary;
+pub mod progress;
+pub mod report;
+mod steps;
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use slog::{Logger, info, warn};
+use tokio::time::Instant;
+
+use self::{
+    agents::Agent,
+    check::Found,
+    clients::Hold,
+    pipeline::{Cause, Interruptible, Outcome},
+    progress::{Event, Progress},
+    report::Report,
+};
+use super::shutdown::Stop;
+use crate::{
+    edge::{
+        clock,
+        etcd::Etcd,
+        lock::{Lock, LockOptions},
+        peer::{PeerOptions, pb},
+    },
+    model::{
+        attempt::Attempt,
+        cluster::{ClusterView, Primary},
+    },
+};
+
+/// How a failover runs. All limits are explained in the configuration's section `failover`.
+#[derive(Debug, Clone)]
+pub struct FailoverOptions {
+    /// Host and process, for whoever finds the lock taken. Unique among running processes.
+    pub holder: String,
+    /// Agents to ask, as `host:port`. Empty: those registered in etcd.
+    pub endpoints: Vec<String>,
+    /// Node to move to. None: the synchronous standby.
+    pub target: Option<String>,
+    /// Checks and plan only; nothing is changed.
+    pub dry_run: bool,
+    pub health_check_timeout: Duration,
+    pub lock_timeout: Duration,
+    pub lock_lease: Duration,
+    pub prepare_timeout: Duration,
+    pub pause_timeout: Duration,
+    pub pause_expiry: Duration,
+    pub resume_timeout: Duration,
+    pub pacemaker_timeout: Duration,
+    pub verify_timeout: Duration,
+    pub watch_interval: Duration,
+    /// The move constraint stops to count this long after it was made.
+    pub constraint_lifetime: Duration,
+}
+
+/// Moves the primary; whatever happens, says what became of it.
+///
+/// `token` is what agents ask for. `stop` ends the action and begins the undo, which nothing ends
+/// but its own limits. The returned report holds the exit code.
+pub async fn run(
+    options: FailoverOptions,
+    etcd: Arc<Etcd>,
+    token: Option<String>,
+    progress: Arc<dyn Progress>,
+    stop: Stop,
+    log: Logger,
+) -> Report {
+    let began = Instant::now();
+    let dry_run = options.dry_run;
+    let failover = Failover::new(options, etcd, token, progress, stop);
+    let steps = if dry_run { &steps::STEPS[..1] } else { steps::STEPS };
+    let outcome = pipeline::run(steps, &failover, &*failover.progress).await;
+    let report = failover.report(began, outcome);
+    let locked = failover.state().locked;
+    if locked {
+        history::write(&failover.etcd, &report, &log).await;
+    }
+    announce(&report, &log);
+    report
+}
+
+fn announce(report: &Report, log: &Logger) {
+    let primary = report.new_primary.as_ref().map_or("unknown", |primary| &primary.name);
+    match &report.stopped {
+        None => info!(log, "the failover ended"; "event" => "failover.end",
+            "attempt" => &report.attempt, "outcome" => report.outcome, "primary" => primary,
+            "duration_ms" => report.duration_ms, "clients_held_ms" => report.clients_held_ms),
+        Some(stopped) => warn!(log, "the failover stopped"; "event" => "failover.stop",
+            "attempt" => &report.attempt, "outcome" => report.outcome, "primary" => primary,
+            "step" => stopped.step, "reason" => &stopped.reason,
+            "duration_ms" => report.duration_ms, "clients_held_ms" => report.clients_held_ms),
+    }
+}
+
+/// One attempt.
+struct Failover {
+    options: FailoverOptions,
+    etcd: Arc<Etcd>,
+    peers: PeerOptions,
+    progress: Arc<dyn Progress>,
+    stop: Stop,
+    attempt: Attempt,
+    lock: Lock,
+    state: Mutex<State>,
+}
+
+/// What the steps have learned and done so far.
+#[derive(Default)]
+struct State {
+    before: Option<ClusterView>,
+    /// Who is expected to be primary after the move.
+    target: Option<String>,
+    agents: Vec<Arc<Agent>>,
+    findings: Vec<Found>,
+    locked: bool,
+    holds: Vec<Hold>,
+    held_since: Option<Instant>,
+    released_at: Option<Instant>,
+    /// By when every pause has expired.
+    pause_deadline: Option<Instant>,
+    pause_deadline_unix_ms: u64,
+    migrate_begun: bool,
+    constraint_removed: bool,
+    /// Who is primary after the move or, when that stopped, after its undo.
+    after: Option<Primary>,
+    /// Whether `after` is another node than before.
+    moved: bool,
+}
+
+impl State {
+    fn may_have_constraint(&self) -> bool {
+        self.migrate_begun && !self.constraint_removed
+    }
+}
+
+impl Failover {
+    fn new(
+        options: FailoverOptions,
+        etcd: Arc<Etcd>,
+        token: Option<String>,
+        progress: Arc<dyn Progress>,
+        stop: Stop,
+    ) -> Self {
+        let attempt = Attempt {
+            id: format!("{}-{}", options.holder, clock::unix_ms()),
+            holder: options.holder.clone(),
+            purpose: "failover".to_owned(),
+            started_at: clock::now_rfc3339(),
+            step: "lock".to_owned(),
+            pause_deadline_unix_ms: 0,
+        };
+        let lock_options = LockOptions { lease: options.lock_lease, poll: options.watch_interval };
+        let lock = Lock::new(etcd.clone(), attempt.clone(), lock_options);
+        let peers = PeerOptions { connect_limit: options.health_check_timeout, token };
+        let state = Mutex::default();
+        Self { options, etcd, peers, progress, stop, attempt, lock, state }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// On whose behalf agents are asked.
+    fn attempt(&self) -> pb::Attempt {
+        pb::Attempt { id: self.attempt.id.clone(), fencing_token: self.lock.fencing_token() }
+    }
+
+    fn awaiting(&self, step: &'static str, names: &[String]) {
+        self.progress.tell(&Event::Awaiting { step, names });
+    }
+
+    fn report(&self, began: Instant, outcome: Outcome) -> Report {
+        Report::new(&self.options, &self.attempt, began, &self.state(), outcome)
+    }
+}
+
+impl Interruptible for Failover {
+    async fn interrupted(&self) -> (Cause, String) {
+        let lost = || {
+            let lease = self.options.lock_lease;
+            (Cause::LockLost, format!("the failover lock was lost (its lease is {lease:?})"))
+        };
+        if self.lock.is_lost() {
+            return lost();
+        }
+        let (mut stop, mut watch) = (self.stop.clone(), self.lock.lost());
+        tokio::select! {
+            () = stop.wait() => (Cause::Signal, "it was asked to stop".to_owned()),
+            _ = watch.wait_for(|&lost| lost) => lost(),
+        }
+    }
+}

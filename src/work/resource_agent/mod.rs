@@ -1,1 +1,107 @@
-//! (being written)
+//! The resource agent `ocf:pgcm:pgsql`: one file per OCF action.
+//!
+//! Every action is idempotent, ends within the operation's own timeout, and leaves the data
+//! directory where it is. What each proves before it returns is in `resource-agents/README.md`.
+
+mod context;
+mod demote;
+mod meta_data;
+mod monitor;
+mod notify;
+mod primary;
+mod promote;
+mod rejoin;
+mod shutdown;
+mod standby;
+mod start;
+mod stop;
+mod validate_all;
+
+use std::{collections::BTreeMap, time::Duration};
+
+use slog::{Logger, error, info};
+use tokio::time::Instant;
+
+use self::context::{Agent, Failure};
+use crate::{
+    edge::command::Processes,
+    model::agent::{
+        code::OcfCode,
+        parameters::{Parameters, budget, is_probe},
+    },
+};
+
+/// Runs one OCF action with the environment that Pacemaker gave.
+///
+/// Why an action failed goes to stderr as `ocf-exit-reason:`, for Pacemaker to show.
+pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> OcfCode {
+    let begun = Instant::now();
+    let result = match action {
+        "meta-data" => {
+            println!("{}", meta_data::document());
+            return OcfCode::Success;
+        }
+        "start" | "stop" | "monitor" | "status" | "promote" | "demote" | "notify"
+        | "validate-all" => dispatch(action, env, log, begun).await,
+        _ => Err(Failure::new(OcfCode::Unimplemented, format!("there is no action {action}"))),
+    };
+    let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    match result {
+        Ok(code) => {
+            if !matches!(action, "monitor" | "status" | "validate-all") {
+                info!(log, "action done"; "event" => "agent.action.end", "action" => action,
+                    "code" => code.exit_code(), "elapsed_ms" => elapsed_ms);
+            }
+            code
+        }
+        Err(failure) => {
+            error!(log, "action failed"; "event" => "agent.action.fail", "action" => action,
+                "code" => failure.code.exit_code(), "reason" => &failure.reason,
+                "elapsed_ms" => elapsed_ms);
+            eprintln!("ocf-exit-reason:{}", failure.reason.replace('\n', " "));
+            failure.code
+        }
+    }
+}
+
+async fn dispatch(
+    action: &str,
+    env: &BTreeMap<String, String>,
+    log: &Logger,
+    begun: Instant,
+) -> Result<OcfCode, Failure> {
+    let parameters = Parameters::from_environment(env)
+        .map_err(|error| Failure::new(OcfCode::Configured, error.to_string()))?;
+    if action == "validate-all" {
+        return validate_all::run(env, &parameters);
+    }
+    if !parameters.pgdata.join("PG_VERSION").exists() {
+        return without_data(action, &parameters);
+    }
+    // A signal to the postmaster and a last look must fit in after the budget's inner limits.
+    let deadline = begun + budget(env).max(Duration::from_millis(500));
+    let agent = Agent::new(env, parameters, Processes, deadline, log).await?;
+    match action {
+        "start" => start::run(&agent).await,
+        "stop" => stop::run(&agent).await,
+        "promote" => promote::run(&agent).await,
+        "demote" => demote::run(&agent).await,
+        "notify" => notify::run(&agent, env).await,
+        _ => monitor::run(&agent, is_probe(env)).await,
+    }
+}
+
+/// Without a data directory nothing can run, so that only starting is an error.
+fn without_data(action: &str, parameters: &Parameters) -> Result<OcfCode, Failure> {
+    match action {
+        "stop" | "notify" => Ok(OcfCode::Success),
+        "monitor" | "status" | "demote" => Ok(OcfCode::NotRunning),
+        _ => Err(Failure::new(
+            OcfCode::Installed,
+            format!(
+                "{} is no data directory; make it with pg_basebackup from the primary",
+                parameters.pgdata.display()
+            ),
+        )),
+    }
+}

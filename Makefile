@@ -1,0 +1,41 @@
+# Every target sets up what it needs. CI runs `make test` and nothing else.
+
+# The acceptance cluster has a name of its own: a playground that somebody has running is left alone.
+export PGCM_CLUSTER ?= pgcm-test
+DEBIAN ?= trixie
+SCRIPTS := start-cluster.sh $(shell git ls-files docker resource-agents tests .ci | xargs -r grep -lE '^\#!.*\b(ba)?sh\b' 2>/dev/null)
+# Tests that start real etcd, PgBouncer and Postgres processes.
+INTEGRATION := etcd publish pgbouncer proxy failover agent
+
+.PHONY: help setup check unit integration acceptance test config bench package
+
+help: ## show this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+
+setup: ## install what builds and tests need (Debian packages)
+	@docker/setup
+
+check: setup ## formatting, clippy with warnings denied, shellcheck
+	cargo fmt --all -- --check
+	cargo clippy --locked --all-targets --all-features -- -D warnings
+	shellcheck $(SCRIPTS)
+
+unit: setup ## pure decisions, recorded output, the command line
+	cargo test --locked --lib --bins --test layers --test shipped_config --test cli --test crm_mon
+
+integration: setup ## against real programs, inside a container of the node image
+	./start-cluster.sh image --debian $(DEBIAN)
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node $(DEBIAN)" \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node $(DEBIAN)" \
+	  cargo test --locked $(INTEGRATION:%=--test %)
+
+acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the other release
+	docker/acceptance $(DEBIAN)
+
+test: check unit ## everything that CI runs
+	$(MAKE) integration
+	$(MAKE) acceptance DEBIAN=trixie
+	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"
+
+config: ## renew config/config.toml from the defaults
+	cargo run --locked --quiet -- show-config > config/config.toml

@@ -1,0 +1,49 @@
+# What "up" means: one primary, one synchronous and one potential standby, and four PgBouncers that
+# answer user app and commit.
+# shellcheck shell=bash
+
+# Says what is missing; silent and true when nothing is.
+cluster_problems() {
+  local node statuses
+  for node in "${nodes[@]}"; do
+    [ "$(container_state "$node")" = running ] || { echo "$(container "$node") does not run"; return 1; }
+  done
+  statuses=$(in_node pg01 timeout 5 attrd_updater --query --all --name Postgresql-status 2> /dev/null | sed -n 's/.*value="\(.*\)".*/\1/p' | sort | paste -sd' ')
+  if [ "$statuses" != "HS:potential HS:sync PRI" ]; then
+    echo "Postgresql-status is '$statuses' instead of 'HS:potential HS:sync PRI'"
+    return 1
+  fi
+  on_each pgbouncer_problem "${nodes[@]}"
+}
+
+pgbouncer_problem() {
+  local answer
+  answer=$(docker exec -i -e PGPASSWORD=app -e PGCONNECT_TIMEOUT=5 "$(container "$1")" \
+    timeout 15 psql -X -A -t -q -v ON_ERROR_STOP=1 -v via="$1" -h 127.0.0.1 -p 6432 -U app app 2>&1 <<'SQL'
+SELECT 1;
+INSERT INTO playground_visit (via) VALUES (:'via') ON CONFLICT (via) DO UPDATE SET at = now();
+SELECT pg_is_in_recovery();
+SQL
+  ) && [ "$answer" = $'1\nf' ] && return
+  echo "PgBouncer on $1: ${answer//$'\n'/ }"
+  return 1
+}
+
+is_healthy() { cluster_problems > "$work_dir/health" 2>&1; }
+
+# The end of `up`: the cluster as pgcm sees it, and where to go from here.
+print_tour() {
+  echo
+  in_node app01 pgcm status || true
+  printf '\nWhat to try next:\n'
+  try "docker exec $(container app01) pgcm failover" "move the primary; clients only wait"
+  try "docker exec $(container pg01) crm_mon -Afr -1" "the cluster as Pacemaker sees it"
+  try "docker exec $(container pg01) etcdctl get --prefix /postgres/master" "the address that pgcm published"
+  [ "$cluster" != pgcm ] || try "psql postgresql://app:app@127.0.0.1:6432/app" "your own queries, from this machine"
+  try "docker kill $(container pg01)" "a crash; bring it back with docker start $(container pg01)"
+  try "${invocation}demo" "a failover under load, as its clients see it"
+  try "${invocation}logs" "what every part has to say"
+  try "${invocation}down" "remove it all"
+}
+
+try() { printf '  %-64s %s\n' "$1" "$2"; }

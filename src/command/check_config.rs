@@ -1,0 +1,21 @@
+//! `pgcm check-config`
+
+use std::path::Path;
+
+use super::{complain, parts};
+use crate::{config::load, exit::Exit};
+
+pub(super) fn run(path: &Path) -> Exit {
+    let config = match load::load(path) {
+        Ok(config) => config,
+        Err(error) => return complain(&error, Exit::Usage),
+    };
+    let secrets = parts::token(&config).and_then(|_| parts::etcd_user(&config));
+    match secrets {
+        Ok(_) => {
+            println!("{} is fine", path.display());
+            Exit::Done
+        }
+        Err(error) => complain(&error, Exit::Usage),
+    }
+}

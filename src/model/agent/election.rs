@@ -1,0 +1,191 @@
+//! Who may be promoted when no primary is left to say so, and what a promotion does to others.
+
+use super::{
+    cib::{Cib, Names, Node},
+    claim::{DataStatus, Score},
+    lsn::Position,
+};
+
+/// What a node's start found on its own disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OwnFiles {
+    /// `standby.signal` was there before the agent wrote it.
+    pub standby_signal: bool,
+    /// The files are a base backup that was never started.
+    pub fresh_backup: bool,
+}
+
+/// The promotion score of a node that starts, and whether it must claim the newest data first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct StartScore {
+    pub score: Score,
+    pub claim_latest: bool,
+}
+
+/// Scores node `own` at its start.
+///
+/// With a primary at hand it is the primary that grants scores. Without one the claims that survived
+/// in the CIB decide, and in a cluster that never had a primary the node that is no copy of another.
+pub fn start_score(cib: &Cib, own: &str, names: &Names, files: OwnFiles) -> StartScore {
+    let plain = |score| StartScore { score, claim_latest: false };
+    if cib.primary_other_than(own, names).is_some() {
+        return plain(Score::NEVER);
+    }
+    match cib.node(own).and_then(|node| node.data_status(names)) {
+        Some(DataStatus::Latest) => return plain(Score::PRIMARY),
+        Some(DataStatus::Sync) => return plain(Score::SYNC),
+        _ => {}
+    }
+    let virgin = cib.nodes.values().all(|node| !node.permanent.contains_key(&names.data_status));
+    if virgin && !files.standby_signal && !files.fresh_backup {
+        return StartScore { score: Score::PRIMARY, claim_latest: true };
+    }
+    plain(Score::NEVER)
+}
+
+/// Why node `own`, having received WAL up to `received`, must not be promoted; `None` if it may.
+pub fn promotion_refusal(
+    cib: &Cib,
+    own: &str,
+    names: &Names,
+    received: Position,
+) -> Option<String> {
+    let score = cib.node(own).and_then(|node| node.score(names));
+    if score.is_some_and(|score| !score.allows_promotion()) {
+        return Some(format!(
+            "the promotion score of {own} is -INFINITY: the last primary did not vouch for its data"
+        ));
+    }
+    let others = cib.nodes.values().filter(|node| node.name != own);
+    others.filter_map(|node| Some((node, node.shutdown_position(names)?))).find_map(
+        |(node, stopped)| {
+            // A stop on an older timeline belongs to an earlier election.
+            let ahead = stopped.timeline == received.timeline && stopped.lsn >= received.lsn
+                || stopped.timeline > received.timeline;
+            ahead.then(|| {
+                format!(
+                    "{own} received WAL up to {} on timeline {}, but {} stopped at {} on timeline {}",
+                    received.lsn, received.timeline, node.name, stopped.lsn, stopped.timeline
+                )
+            })
+        },
+    )
+}
+
+/// What has to be revoked in the CIB before node `own` may accept writes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Revocation {
+    /// Nodes whose promotion score becomes -INFINITY.
+    pub scores: Vec<String>,
+    /// Nodes whose data status becomes `DISCONNECT`.
+    pub data_statuses: Vec<String>,
+    /// Nodes whose `shutdown-lsn` has done its work.
+    pub shutdown_lsns: Vec<String>,
+}
+
+/// Lists the claims of others that end when `own` becomes the primary.
+pub fn revocation(cib: &Cib, own: &str, names: &Names) -> Revocation {
+    let of = |wanted: &dyn Fn(&Node) -> bool| {
+        let others = cib.nodes.values().filter(|node| node.name != own && wanted(node));
+        others.map(|node| node.name.clone()).collect()
+    };
+    Revocation {
+        scores: of(&|node| node.score(names).is_some_and(Score::allows_promotion)),
+        data_statuses: of(&|node| node.data_status(names).is_some_and(DataStatus::is_complete)),
+        shutdown_lsns: of(&|node| node.transient.contains_key(&names.shutdown_lsn)),
+    }
+}
+
+/// Whether a standby that received WAL up to `received` holds the shutdown checkpoint at `stopped`.
+pub fn holds_shutdown(received: Position, stopped: Position) -> bool {
+    received.timeline == stopped.timeline && received.lsn > stopped.lsn
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{
+            cib::tests::{cib, node},
+            lsn::Lsn,
+        },
+        *,
+    };
+
+    const OWN_DATA: OwnFiles = OwnFiles { standby_signal: false, fresh_backup: false };
+    const A_COPY: OwnFiles = OwnFiles { standby_signal: true, fresh_backup: false };
+
+    fn at(timeline: u32, lsn: u64) -> Position {
+        Position { timeline, lsn: Lsn(lsn) }
+    }
+
+    #[test]
+    fn scores_at_start() {
+        let names = Names::of("Postgresql");
+        let latest = Score::PRIMARY;
+        for (situation, own, other_status, other_data, files, expected) in [
+            ("a virgin cluster, the original", None, "STOP", None, OWN_DATA, latest),
+            ("a virgin cluster, a copy", None, "STOP", None, A_COPY, Score::NEVER),
+            ("all nodes restarted, last primary", Some("LATEST"), "STOP", None, A_COPY, latest),
+            ("restarted sync", Some("STREAMING|SYNC"), "STOP", None, A_COPY, Score::SYNC),
+            (
+                "restarted potential",
+                Some("STREAMING|POTENTIAL"),
+                "STOP",
+                None,
+                A_COPY,
+                Score::NEVER,
+            ),
+            ("a new node", None, "STOP", Some("LATEST"), OWN_DATA, Score::NEVER),
+            ("lost node", Some("DISCONNECT"), "STOP", Some("LATEST"), OWN_DATA, Score::NEVER),
+            ("a primary is there", Some("LATEST"), "PRI", Some("LATEST"), OWN_DATA, Score::NEVER),
+        ] {
+            let cib = cib(vec![
+                node("pg01", &[], own),
+                node("pg02", &[("status", other_status)], other_data),
+            ]);
+            let scored = start_score(&cib, "pg01", &names, files);
+            assert_eq!(scored.score, expected, "{situation}");
+            assert_eq!(scored.claim_latest, situation.contains("original"), "{situation}");
+        }
+    }
+
+    #[test]
+    fn promotion_needs_the_last_shutdown_checkpoint() {
+        let names = Names::of("Postgresql");
+        for (situation, score, stopped, refused) in [
+            ("nothing known", None, None, false),
+            ("received", Some("100"), Some("2:00000000000004FF"), false),
+            ("missed", Some("100"), Some("2:0000000000000500"), true),
+            ("a newer timeline", Some("100"), Some("3:0000000000000100"), true),
+            ("an earlier election", Some("100"), Some("1:0000000000000900"), false),
+            ("revoked", Some("-INFINITY"), None, true),
+        ] {
+            let own: Vec<_> = score.map(|score| ("score", score)).into_iter().collect();
+            let other: Vec<_> = stopped.map(|lsn| ("shutdown-lsn", lsn)).into_iter().collect();
+            let cib = cib(vec![node("pg01", &own, None), node("pg02", &other, None)]);
+            let refusal = promotion_refusal(&cib, "pg01", &names, at(2, 0x500));
+            assert_eq!(refusal.is_some(), refused, "{situation}: {refusal:?}");
+        }
+    }
+
+    #[test]
+    fn a_promotion_ends_the_claims_of_others_only() {
+        let names = Names::of("Postgresql");
+        let cib = cib(vec![
+            node("pg01", &[("score", "1000"), ("shutdown-lsn", "1:0")], Some("LATEST")),
+            node("pg02", &[("score", "100")], Some("STREAMING|SYNC")),
+            node("pg03", &[("score", "-INFINITY")], Some("STREAMING|POTENTIAL")),
+        ]);
+        let revoked = revocation(&cib, "pg02", &names);
+        assert_eq!(revoked.scores, ["pg01"]);
+        assert_eq!(revoked.data_statuses, ["pg01"]);
+        assert_eq!(revoked.shutdown_lsns, ["pg01"]);
+    }
+
+    #[test]
+    fn the_shutdown_checkpoint_is_held_once_its_end_was_received() {
+        assert!(holds_shutdown(at(1, 0x578), at(1, 0x500)));
+        assert!(!holds_shutdown(at(1, 0x500), at(1, 0x500)));
+        assert!(!holds_shutdown(at(2, 0x900), at(1, 0x500)));
+    }
+}

@@ -1,0 +1,348 @@
+//! The resource's parameters, from the environment that Pacemaker sets.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use super::conninfo;
+
+/// How commits are replicated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ReplicationMode {
+    Async,
+    /// One named synchronous standby, further potential ones.
+    Sync,
+}
+
+/// One parameter as `meta-data` documents it.
+pub struct Documented {
+    pub name: &'static str,
+    /// The content type of OCF: `string`, `integer` or `boolean`.
+    pub kind: &'static str,
+    pub required: bool,
+    pub default: &'static str,
+    pub short: &'static str,
+    pub long: &'static str,
+}
+
+const fn documented(
+    name: &'static str,
+    kind: &'static str,
+    default: &'static str,
+    short: &'static str,
+    long: &'static str,
+) -> Documented {
+    Documented { name, kind, required: false, default, short, long }
+}
+
+/// Every parameter, in the order in which people read them.
+pub const DOCUMENTED: &[Documented] = &[
+    Documented {
+        required: true,
+        ..documented(
+            "pgdata",
+            "string",
+            "",
+            "Data directory",
+            "Path of the data directory. \
+            The agent never deletes it.",
+        )
+    },
+    documented(
+        "bindir",
+        "string",
+        "",
+        "Directory of the server programs",
+        "Where postgres, pg_ctl, \
+        pg_controldata, pg_rewind, pg_waldump and psql are. Empty: Debian's directory for the major \
+        version in PG_VERSION when it exists, else PATH.",
+    ),
+    documented(
+        "config",
+        "string",
+        "",
+        "Main configuration file",
+        "Path of postgresql.conf, where it \
+        is not in the data directory.",
+    ),
+    documented(
+        "pgdba",
+        "string",
+        "postgres",
+        "Operating system user of Postgres",
+        "Owner of the \
+        data directory, and the database superuser that the agent connects as over the Unix socket.",
+    ),
+    documented("pgport", "integer", "5432", "Port", "TCP port of every Postgres of this cluster."),
+    documented(
+        "socketdir",
+        "string",
+        "/var/run/postgresql",
+        "Directory of the Unix socket",
+        "Where \
+        the server makes its Unix socket.",
+    ),
+    documented(
+        "logfile",
+        "string",
+        "/dev/null",
+        "Output of the server",
+        "File that takes what the \
+        server prints before its own logging begins.",
+    ),
+    documented(
+        "start_opt",
+        "string",
+        "",
+        "Options of the server",
+        "Further command line options \
+        for the server, as given to pg_ctl -o.",
+    ),
+    documented(
+        "address",
+        "string",
+        "",
+        "Address of this node",
+        "The IP address at which the other \
+        nodes reach this node's Postgres. Empty: the one IPv4 address, other than loopback, that the \
+        node's host name resolves to.",
+    ),
+    documented(
+        "repuser",
+        "string",
+        "postgres",
+        "Replication user",
+        "The role with which standbys \
+        connect to the primary. With rewind=true it also needs the rights that pg_rewind needs.",
+    ),
+    documented(
+        "primary_conninfo_opt",
+        "string",
+        "",
+        "Further connection options",
+        "Appended to \
+        primary_conninfo, for example passfile=/var/lib/postgresql/.pgpass sslmode=require.",
+    ),
+    documented(
+        "rep_mode",
+        "string",
+        "sync",
+        "Replication mode",
+        "sync: one synchronous standby, \
+        named by the agent, and further potential ones. async: none is waited for.",
+    ),
+    documented(
+        "strict",
+        "boolean",
+        "false",
+        "Never run unsynchronised",
+        "With rep_mode=sync: when \
+        no standby streams, writes wait instead of being accepted on the primary alone.",
+    ),
+    documented(
+        "rewind",
+        "boolean",
+        "false",
+        "Rewind a diverged node",
+        "Whether a former primary \
+        that holds writes which the new one never had is brought back by pg_rewind. Those writes \
+        were not acknowledged under rep_mode=sync. false: it stays stopped, with the commands.",
+    ),
+];
+
+/// What the resource was configured with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Parameters {
+    /// The resource's name, without a clone's `:N`.
+    pub resource: String,
+    pub pgdata: PathBuf,
+    pub bindir: Option<PathBuf>,
+    pub config: Option<PathBuf>,
+    pub pgdba: String,
+    pub port: u16,
+    pub socketdir: PathBuf,
+    pub logfile: PathBuf,
+    pub start_opt: String,
+    pub address: Option<IpAddr>,
+    pub repuser: String,
+    pub conninfo_options: String,
+    pub mode: ReplicationMode,
+    pub strict: bool,
+    pub rewind: bool,
+}
+
+/// A value that no node can work with.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum BadParameter {
+    #[error("the parameter {0} is missing")]
+    Missing(&'static str),
+    #[error("the parameter {name} is `{value}`; expected {expected}")]
+    Value { name: &'static str, value: String, expected: &'static str },
+}
+
+impl Parameters {
+    /// Reads `OCF_RESKEY_*` and `OCF_RESOURCE_INSTANCE`.
+    pub fn from_environment(env: &BTreeMap<String, String>) -> Result<Self, BadParameter> {
+        let instance = env.get("OCF_RESOURCE_INSTANCE").map_or("Postgresql", String::as_str);
+        let pgdata = absolute(env, "pgdata")?.ok_or(BadParameter::Missing("pgdata"))?;
+        let conninfo_options = text(env, "primary_conninfo_opt");
+        if conninfo::pairs(conninfo_options).is_none() {
+            return Err(bad("primary_conninfo_opt", conninfo_options, "key=value pairs of libpq"));
+        }
+        Ok(Self {
+            resource: instance.split(':').next().unwrap_or(instance).to_owned(),
+            pgdata,
+            bindir: absolute(env, "bindir")?,
+            config: absolute(env, "config")?,
+            pgdba: text(env, "pgdba").to_owned(),
+            port: parsed(env, "pgport", "a TCP port")?,
+            socketdir: absolute(env, "socketdir")?.unwrap_or_default(),
+            logfile: absolute(env, "logfile")?.unwrap_or_default(),
+            start_opt: text(env, "start_opt").to_owned(),
+            address: match text(env, "address") {
+                "" => None,
+                _ => Some(parsed(env, "address", "an IP address")?),
+            },
+            repuser: text(env, "repuser").to_owned(),
+            conninfo_options: conninfo_options.to_owned(),
+            mode: match text(env, "rep_mode") {
+                "sync" => ReplicationMode::Sync,
+                "async" => ReplicationMode::Async,
+                other => return Err(bad("rep_mode", other, "sync or async")),
+            },
+            strict: boolean(env, "strict")?,
+            rewind: boolean(env, "rewind")?,
+        })
+    }
+
+    /// A file in the data directory.
+    pub fn in_pgdata(&self, name: &str) -> PathBuf {
+        self.pgdata.join(name)
+    }
+
+    /// The main configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(|| self.in_pgdata("postgresql.conf"))
+    }
+
+    /// The server's Unix socket.
+    pub fn socket(&self) -> PathBuf {
+        self.socketdir.join(format!(".s.PGSQL.{}", self.port))
+    }
+}
+
+/// How long an action may take: the operation's own timeout less a margin for Pacemaker.
+///
+/// The margin is a tenth, at most 3 s. Without a timeout (outside Pacemaker) 20 s are assumed.
+pub fn budget(env: &BTreeMap<String, String>) -> Duration {
+    let timeout = milliseconds(env, "OCF_RESKEY_CRM_meta_timeout")
+        .filter(|timeout| !timeout.is_zero())
+        .unwrap_or(Duration::from_secs(20));
+    timeout - (timeout / 10).min(Duration::from_secs(3))
+}
+
+/// Whether this is a one-off look at a node on which the resource may not run.
+pub fn is_probe(env: &BTreeMap<String, String>) -> bool {
+    milliseconds(env, "OCF_RESKEY_CRM_meta_interval").is_none_or(|interval| interval.is_zero())
+}
+
+fn milliseconds(env: &BTreeMap<String, String>, name: &str) -> Option<Duration> {
+    env.get(name)?.trim().parse().ok().map(Duration::from_millis)
+}
+
+/// The value of a parameter, or its documented default.
+fn text<'a>(env: &'a BTreeMap<String, String>, name: &str) -> &'a str {
+    let given = env.get(&format!("OCF_RESKEY_{name}")).map(|value| value.trim());
+    given.filter(|value| !value.is_empty()).unwrap_or_else(|| {
+        DOCUMENTED.iter().find(|known| known.name == name).map_or("", |known| known.default)
+    })
+}
+
+fn absolute(
+    env: &BTreeMap<String, String>,
+    name: &'static str,
+) -> Result<Option<PathBuf>, BadParameter> {
+    match text(env, name) {
+        "" => Ok(None),
+        value if Path::new(value).is_absolute() && !value.contains(['\'', '\n']) => {
+            Ok(Some(PathBuf::from(value)))
+        }
+        value => Err(bad(name, value, "an absolute path without quotes")),
+    }
+}
+
+fn parsed<T: std::str::FromStr>(
+    env: &BTreeMap<String, String>,
+    name: &'static str,
+    expected: &'static str,
+) -> Result<T, BadParameter> {
+    let value = text(env, name);
+    value.parse().map_err(|_| bad(name, value, expected))
+}
+
+fn boolean(env: &BTreeMap<String, String>, name: &'static str) -> Result<bool, BadParameter> {
+    match text(env, name).to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" | "y" => Ok(true),
+        "false" | "no" | "off" | "0" | "n" => Ok(false),
+        other => Err(bad(name, other, "true or false")),
+    }
+}
+
+fn bad(name: &'static str, value: &str, expected: &'static str) -> BadParameter {
+    BadParameter::Value { name, value: value.to_owned(), expected }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn environment(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
+        let pairs = pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+        let mut env: BTreeMap<_, _> = pairs.collect();
+        env.entry("OCF_RESKEY_pgdata".to_owned()).or_insert_with(|| "/data".to_owned());
+        env
+    }
+
+    #[test]
+    fn defaults_are_the_documented_ones() {
+        let read = Parameters::from_environment(&environment(&[])).expect("valid");
+        assert_eq!((read.port, read.mode, read.rewind), (5432, ReplicationMode::Sync, false));
+        assert_eq!(read.socket(), Path::new("/var/run/postgresql/.s.PGSQL.5432"));
+        assert_eq!(read.config_file(), Path::new("/data/postgresql.conf"));
+    }
+
+    #[test]
+    fn a_clone_number_is_no_part_of_the_name() {
+        let env = environment(&[("OCF_RESOURCE_INSTANCE", "Postgresql:2")]);
+        assert_eq!(Parameters::from_environment(&env).expect("valid").resource, "Postgresql");
+    }
+
+    #[test]
+    fn bad_values_name_the_parameter() {
+        for (name, value) in [
+            ("pgdata", "relative"),
+            ("pgport", "70000"),
+            ("address", "pg01"),
+            ("rep_mode", "quorum"),
+            ("strict", "perhaps"),
+            ("primary_conninfo_opt", "sslmode"),
+        ] {
+            let env = environment(&[(&format!("OCF_RESKEY_{name}"), value)]);
+            let error = Parameters::from_environment(&env).expect_err(name).to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+        let missing = Parameters::from_environment(&BTreeMap::new());
+        assert_eq!(missing, Err(BadParameter::Missing("pgdata")));
+    }
+
+    #[test]
+    fn the_budget_leaves_a_margin() {
+        let with = |timeout| budget(&environment(&[("OCF_RESKEY_CRM_meta_timeout", timeout)]));
+        assert_eq!(with("10000"), Duration::from_secs(9));
+        assert_eq!(with("120000"), Duration::from_secs(117));
+        assert_eq!(with("nonsense"), Duration::from_secs(18));
+    }
+}

@@ -1,0 +1,68 @@
+//! What a PgBouncer's admin console shows, as far as pgcm looks.
+
+use std::fmt;
+
+/// Name of the console's own database, which is never pooled.
+pub const CONSOLE: &str = "pgbouncer";
+
+/// A row of `SHOW DATABASES`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownDatabase {
+    pub name: String,
+    /// Absent: a Unix socket.
+    pub host: Option<String>,
+    pub port: String,
+    /// Paused by its own name; a pause of everything does not show here.
+    pub paused: bool,
+    pub disabled: bool,
+}
+
+/// A row of `SHOW POOLS`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pool {
+    pub database: String,
+    pub user: String,
+    /// `transaction`, `session` or `statement`.
+    pub mode: String,
+    /// Server connections in use: by a client, under test, or busy with a cancel request.
+    pub busy_servers: u64,
+    /// Clients that wait for a server connection.
+    pub waiting_clients: u64,
+}
+
+/// Whether PgBouncer lets queries flow.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Flow {
+    Active,
+    /// Paused or suspended; transactions may still be ending.
+    Held,
+}
+
+/// A transaction that keeps a PAUSE from completing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blocker {
+    /// Process of the Postgres backend, for `pg_stat_activity` and `pg_terminate_backend`.
+    pub pid: Option<u32>,
+    pub database: String,
+    pub user: String,
+    /// Address of the client; `unix` for a local one.
+    pub client: Option<String>,
+    pub application: Option<String>,
+}
+
+impl fmt::Display for Blocker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.pid {
+            Some(pid) => write!(f, "backend PID {pid}")?,
+            None => f.write_str("a backend of unknown PID")?,
+        }
+        write!(f, " (user {}, database {}", self.user, self.database)?;
+        if let Some(client) = &self.client {
+            write!(f, ", client {client}")?;
+        }
+        if let Some(application) = &self.application {
+            write!(f, ", application {application}")?;
+        }
+        f.write_str(")")
+    }
+}

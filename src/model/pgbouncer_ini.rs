@@ -1,0 +1,261 @@
+//! The part of a `pgbouncer.ini` that says where each database is, read as PgBouncer reads it.
+
+use super::console::ShownDatabase;
+
+/// PgBouncer's name for "every other database".
+pub const FALLBACK: &str = "*";
+
+/// One line of the section `[databases]`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Database {
+    /// Name that clients use; [`FALLBACK`] for every other one.
+    pub name: String,
+    /// Absent: a Unix socket of PgBouncer's own machine.
+    pub host: Option<String>,
+    pub port: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum IniError {
+    #[error("line {line}: {reason}")]
+    Line { line: usize, reason: String },
+    #[error("there is no section [databases] with a database in it; is this a pgbouncer.ini?")]
+    NoDatabases,
+}
+
+/// How what PgBouncer shows relates to what the file says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Agreement {
+    /// Every database of the file is shown with the host and port of the file.
+    Proven,
+    /// Nothing contradicts the file, but no database that `*` stands for has been used yet.
+    Unproven,
+    /// One sentence for each difference.
+    Differs(Vec<String>),
+}
+
+/// Reads the databases of a `pgbouncer.ini`, and refuses text that PgBouncer could not parse.
+///
+/// PgBouncer applies the part of a broken file that stands before the fault, so a fault has to
+/// be found before the file is written. `%include` lines are not followed.
+///
+/// # Errors
+/// [`IniError::Line`] with the number of the first line at fault.
+pub fn parse(text: &str) -> Result<Vec<Database>, IniError> {
+    let mut section = String::new();
+    let mut databases: Vec<Database> = Vec::new();
+    for (index, line) in text.lines().enumerate() {
+        let fault = |reason: String| IniError::Line { line: index + 1, reason };
+        let line = line.trim();
+        if line.is_empty() || line.starts_with([';', '#']) || line.starts_with("%include ") {
+            continue;
+        }
+        if let Some(rest) = line.strip_prefix('[') {
+            let name = rest.split_once(']').ok_or_else(|| fault("a section without ]".into()))?.0;
+            name.clone_into(&mut section);
+            continue;
+        }
+        let (key, value) = setting(line).map_err(&fault)?;
+        if section.is_empty() {
+            return Err(fault(format!("{key} stands before any [section]")));
+        }
+        if section == "databases" {
+            let database = database(key, value).map_err(&fault)?;
+            if databases.iter().any(|known| known.name == database.name) {
+                return Err(fault(format!("database {} is there twice", database.name)));
+            }
+            databases.push(database);
+        }
+    }
+    if databases.is_empty() { Err(IniError::NoDatabases) } else { Ok(databases) }
+}
+
+/// Compares what the file says with what `SHOW DATABASES` shows, console database left out.
+pub fn compare(file: &[Database], shown: &[ShownDatabase]) -> Agreement {
+    let fallback = file.iter().find(|database| database.name == FALLBACK);
+    let named = |name: &str| file.iter().find(|database| database.name == name);
+    let mut differences: Vec<String> = file
+        .iter()
+        .filter(|database| database.name != FALLBACK)
+        .filter(|database| !shown.iter().any(|shown| shown.name == database.name))
+        .map(|database| format!("PgBouncer does not know database {}", database.name))
+        .collect();
+    let mut fallback_used = false;
+    for shown in shown {
+        // A database that the file no longer has leads nobody anywhere new; it is left alone.
+        let Some(wanted) = named(&shown.name).or(fallback) else { continue };
+        fallback_used |= wanted.name == FALLBACK;
+        differences.extend(difference(wanted, shown));
+    }
+    if !differences.is_empty() {
+        Agreement::Differs(differences)
+    } else if fallback.is_some() && !fallback_used {
+        Agreement::Unproven
+    } else {
+        Agreement::Proven
+    }
+}
+
+fn difference(wanted: &Database, shown: &ShownDatabase) -> Option<String> {
+    let host = wanted.host.as_deref()?;
+    let shown_host = shown.host.as_deref().unwrap_or("(a Unix socket)");
+    let same = host == shown_host && wanted.port == shown.port;
+    (!same).then(|| {
+        format!(
+            "PgBouncer has database {} at {shown_host}:{}, the file has it at {host}:{}",
+            shown.name, shown.port, wanted.port
+        )
+    })
+}
+
+/// Splits `key = value`; a key is quoted like an SQL identifier, or plain.
+fn setting(line: &str) -> Result<(String, &str), String> {
+    let (key, rest) = if let Some(quoted) = line.strip_prefix('"') {
+        quoted_part(quoted, '"').ok_or_else(|| "a name without its closing \"".to_owned())?
+    } else {
+        let plain = |c: char| c.is_ascii_alphanumeric() || "_.-*".contains(c);
+        let end = line.find(|c| !plain(c)).unwrap_or(line.len());
+        (line[..end].to_owned(), &line[end..])
+    };
+    match rest.trim_start().strip_prefix('=') {
+        Some(value) if !key.is_empty() => Ok((key, value.trim())),
+        _ => Err(format!("not of the form `name = value`: {line}")),
+    }
+}
+
+fn database(name: String, connection: &str) -> Result<Database, String> {
+    let mut database = Database { name, host: None, port: "5432".to_owned() };
+    let mut rest = connection;
+    while !rest.trim_start().is_empty() {
+        let (key, value, after) = pair(rest.trim_start()).ok_or_else(|| {
+            format!("database {}: not of the form key=value: {rest}", database.name)
+        })?;
+        match key {
+            "host" if value.is_empty() => {
+                return Err(format!("database {}: the host is empty", database.name));
+            }
+            "host" => database.host = Some(value),
+            "port" if value.parse::<u16>().is_err() => {
+                return Err(format!("database {}: {value} is not a port", database.name));
+            }
+            "port" => database.port = value,
+            _ => {}
+        }
+        rest = after;
+    }
+    Ok(database)
+}
+
+/// One `key=value` of a connection string; a value in single quotes has its quotes doubled.
+fn pair(text: &str) -> Option<(&str, String, &str)> {
+    let (key, rest) = text.split_once('=')?;
+    let key = key.trim_end();
+    let rest = rest.trim_start();
+    if key.is_empty() || key.contains(char::is_whitespace) {
+        return None;
+    }
+    if let Some(quoted) = rest.strip_prefix('\'') {
+        let (value, after) = quoted_part(quoted, '\'')?;
+        return Some((key, value, after));
+    }
+    let end = rest.find(char::is_whitespace).unwrap_or(rest.len());
+    Some((key, rest[..end].to_owned(), &rest[end..]))
+}
+
+/// The text up to the closing quote, with doubled quotes halved, and what follows the quote.
+fn quoted_part(text: &str, quote: char) -> Option<(String, &str)> {
+    let mut value = String::new();
+    let mut rest = text;
+    loop {
+        let (before, after) = rest.split_once(quote)?;
+        value.push_str(before);
+        match after.strip_prefix(quote) {
+            Some(more) => {
+                value.push(quote);
+                rest = more;
+            }
+            None => return Some((value, after)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shown(name: &str, host: &str) -> ShownDatabase {
+        ShownDatabase {
+            name: name.into(),
+            host: Some(host.into()),
+            port: "5432".into(),
+            paused: false,
+            disabled: false,
+        }
+    }
+
+    fn entry(name: &str, host: &str, port: &str) -> Database {
+        Database { name: name.into(), host: Some(host.into()), port: port.into() }
+    }
+
+    #[test]
+    fn databases_are_read_with_their_quoting() {
+        let text = "; comment\n[databases]\n# another\napp = host=10.0.0.1 port=5433 dbname=app\n\
+            \"a \"\"b\"\"\" = host = '10.0.0.2' connect_query='select ''x'' = 1'\n* = host=10.0.0.3\n\
+            local = dbname=local\n\n[pgbouncer]\nlisten_port = 6432\n%include more.ini\n";
+        let databases = parse(text).expect("valid");
+        assert_eq!(databases[0], entry("app", "10.0.0.1", "5433"));
+        assert_eq!(databases[1], entry("a \"b\"", "10.0.0.2", "5432"));
+        assert_eq!(databases[2], entry("*", "10.0.0.3", "5432"));
+        assert_eq!(databases[3].host, None);
+    }
+
+    #[test]
+    fn faults_name_their_line() {
+        let cases = [
+            ("[databases]\nx y\n", 2, "name = value"),
+            ("[databases\n", 1, "without ]"),
+            ("app = host=1\n", 1, "before any [section]"),
+            ("[databases]\n\napp = host= port=1\n", 3, "host"),
+            ("[databases]\napp = host=''\n", 2, "the host is empty"),
+            ("[databases]\napp = host=a port=abc\n", 2, "not a port"),
+            ("[databases]\napp = host='a\n", 2, "key=value"),
+            ("[databases]\na = host=a\na = host=b\n", 3, "twice"),
+        ];
+        for (text, line, part) in cases {
+            match parse(text) {
+                Err(IniError::Line { line: found, reason }) => {
+                    assert_eq!(found, line, "{text}");
+                    assert!(reason.contains(part), "{reason}");
+                }
+                other => assert!(part == "host" && other.is_ok(), "{text}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_without_databases_is_refused() {
+        for text in ["", "[pgbouncer]\nlisten_port = 1\n", "[databases]\n"] {
+            assert_eq!(parse(text), Err(IniError::NoDatabases));
+        }
+    }
+
+    #[test]
+    fn what_pgbouncer_shows_is_compared_host_by_host() {
+        let file = [entry("app", "10.0.0.1", "5432")];
+        assert_eq!(compare(&file, &[shown("app", "10.0.0.1")]), Agreement::Proven);
+        assert!(matches!(compare(&file, &[shown("app", "10.0.0.2")]), Agreement::Differs(_)));
+        assert!(matches!(compare(&file, &[]), Agreement::Differs(_)));
+        assert_eq!(
+            compare(&file, &[shown("app", "10.0.0.1"), shown("old", "10.0.0.9")]),
+            Agreement::Proven
+        );
+    }
+
+    #[test]
+    fn the_fallback_is_proven_by_the_databases_it_stands_for() {
+        let file = [entry("*", "10.0.0.1", "5432")];
+        assert_eq!(compare(&file, &[]), Agreement::Unproven);
+        assert_eq!(compare(&file, &[shown("any", "10.0.0.1")]), Agreement::Proven);
+        assert!(matches!(compare(&file, &[shown("any", "10.0.0.2")]), Agreement::Differs(_)));
+    }
+}

@@ -1,0 +1,325 @@
+//! The checks: everything that is asked before anything is touched.
+
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use super::{
+    Failover, FailoverOptions,
+    agents::{self, Agent, Candidate},
+    pipeline::{Trouble, TroubleKind, millis},
+};
+use crate::{
+    edge::peer::{PeerError, pb},
+    error::chain,
+    model::{
+        cluster::{ClusterView, Standby},
+        finding::{Finding, Severity},
+        registration::AgentKind,
+    },
+};
+
+/// A finding and who found it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Found {
+    /// `host/kind`, or `failover` for what the agents together show.
+    pub by: String,
+    #[serde(flatten)]
+    pub finding: Finding,
+}
+
+fn found(by: &str, finding: Finding) -> Found {
+    Found { by: by.to_owned(), finding }
+}
+
+/// What one agent answered.
+struct Asked {
+    name: String,
+    health: Result<pb::HealthResponse, PeerError>,
+    findings: Result<Vec<pb::Finding>, PeerError>,
+    view: Result<String, PeerError>,
+    candidate: Candidate,
+}
+
+/// What the checks learned.
+#[derive(Debug, Clone)]
+pub struct World {
+    pub view: Option<ClusterView>,
+    pub agents: Vec<Arc<Agent>>,
+    pub findings: Vec<Found>,
+}
+
+impl Failover {
+    /// The checks as the first step. A lock that is taken and not to be waited for ends it before
+    /// any agent is asked.
+    pub(super) async fn first_check(&self) -> Result<(), Trouble> {
+        if self.options.lock_timeout.is_zero() && !self.options.dry_run {
+            self.lock_is_free().await?;
+        }
+        self.check().await
+    }
+
+    /// Asks every agent and judges the answers.
+    ///
+    /// # Errors
+    /// `Unanswered` when etcd does not answer, `Refused` when anything found forbids to begin.
+    pub(super) async fn check(&self) -> Result<(), Trouble> {
+        let world = self.look_at_world().await?;
+        let refusing: Vec<String> = world
+            .findings
+            .iter()
+            .filter(|found| found.finding.severity == Severity::Refuse)
+            .map(|found| format!("{}: {}", found.by, found.finding.message))
+            .collect();
+        {
+            let mut state = self.state();
+            state.target = world.view.as_ref().and_then(|view| expected(&self.options, view));
+            state.before = world.view;
+            state.agents = world.agents;
+            state.findings = world.findings;
+        }
+        if refusing.is_empty() {
+            return Ok(());
+        }
+        Err(Trouble::new(TroubleKind::Refused, refusing.join("; ")))
+    }
+
+    /// The published view, or a finding about what is wrong with it.
+    pub(super) async fn read_view(&self) -> Result<Result<ClusterView, Finding>, Trouble> {
+        let entry =
+            self.etcd.get("/cluster").await.map_err(|error| {
+                Trouble::new(TroubleKind::Unanswered, chain(&error).to_string())
+            })?;
+        let Some(entry) = entry else {
+            let words = "no primary is published (/cluster is not in etcd); look at the log of \
+                         `pgcm supervise` on the Postgres nodes";
+            return Ok(Err(Finding::refuse("no-primary", words)));
+        };
+        Ok(serde_json::from_str(&entry.value).map_err(|error| {
+            let words = format!("/cluster in etcd cannot be read ({error}); supervise heals it");
+            Finding::refuse("no-primary", words)
+        }))
+    }
+
+    async fn look_at_world(&self) -> Result<World, Trouble> {
+        let view = self.read_view().await?;
+        let (candidates, odd) = agents::discover(&self.etcd, &self.options.endpoints, &self.peers)
+            .await
+            .map_err(|error| Trouble::new(TroubleKind::Unanswered, chain(&error).to_string()))?;
+        let mut findings: Vec<Found> = odd
+            .into_iter()
+            .map(|words| found("failover", Finding::refuse("agent-address", words)))
+            .collect();
+        let asked = self.ask_all(candidates).await;
+        let mut agents = Vec::new();
+        for asked in asked {
+            agents.extend(judge_agent(asked, view.as_ref().ok(), &mut findings).map(Arc::new));
+        }
+        agents.sort_by_key(|agent| (agent.host.clone(), agent.kind));
+        let together = judge_together(&self.options, view.as_ref(), &agents);
+        findings.extend(together.into_iter().map(|finding| found("failover", finding)));
+        Ok(World { view: view.ok(), agents, findings })
+    }
+
+    async fn ask_all(&self, candidates: Vec<Candidate>) -> Vec<Asked> {
+        let limit = self.options.health_check_timeout;
+        let terms = pb::CheckRequest {
+            pause_timeout_ms: millis(self.options.pause_timeout),
+            pause_expiry_ms: millis(self.options.pause_expiry),
+            target: self.options.target.clone().unwrap_or_default(),
+        };
+        let mut awaited: Vec<String> =
+            candidates.iter().map(|candidate| candidate.peer.name().to_owned()).collect();
+        let mut set = JoinSet::new();
+        for candidate in candidates {
+            set.spawn(ask(candidate, terms.clone(), limit));
+        }
+        let mut all = Vec::new();
+        self.awaiting("checks", &awaited);
+        while let Some(asked) = set.join_next().await {
+            if let Ok(asked) = asked {
+                awaited.retain(|name| *name != asked.name);
+                self.awaiting("checks", &awaited);
+                all.push(asked);
+            }
+        }
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
+    }
+}
+
+async fn ask(candidate: Candidate, terms: pb::CheckRequest, limit: Duration) -> Asked {
+    let peer = &candidate.peer;
+    let (health, findings, view) =
+        tokio::join!(peer.health(limit), peer.check(terms, limit), peer.view(limit));
+    Asked { name: peer.name().to_owned(), health, findings, view, candidate }
+}
+
+/// Turns an agent's answers into findings; the agent itself if it can be worked with.
+fn judge_agent(
+    asked: Asked,
+    published: Option<&ClusterView>,
+    findings: &mut Vec<Found>,
+) -> Option<Agent> {
+    let name = asked.name;
+    let mut tell = |finding| findings.push(found(&name, finding));
+    let health = match asked.health {
+        Ok(health) => health,
+        Err(error) => {
+            tell(Finding::refuse("agent-health", error.to_string()));
+            return None;
+        }
+    };
+    for component in &health.components {
+        let words = format!("{}: {}", component.name, component.message);
+        match component.verdict() {
+            pb::component::Verdict::Healthy => {}
+            pb::component::Verdict::Degraded => tell(Finding::warn("health", words)),
+            _ => tell(Finding::refuse("health", words)),
+        }
+    }
+    match asked.findings {
+        Ok(list) => list.into_iter().for_each(|finding| {
+            tell(match finding.severity() {
+                pb::finding::Severity::Warn => Finding::warn(&finding.check, finding.message),
+                _ => Finding::refuse(&finding.check, finding.message),
+            });
+        }),
+        Err(error) => tell(Finding::refuse("agent-checks", error.to_string())),
+    }
+    let registration = asked.candidate.registration;
+    let kind = match (health.kind.as_str(), &registration) {
+        ("supervise", _) => AgentKind::Supervise,
+        ("proxy", _) => AgentKind::Proxy,
+        (_, Some(registration)) => registration.kind,
+        (other, None) => {
+            tell(Finding::refuse("agent-kind", format!("it calls itself `{other}`")));
+            return None;
+        }
+    };
+    let host = registration.map_or(health.host, |registration| registration.host);
+    if kind == AgentKind::Supervise {
+        let of_primary = published.is_some_and(|view| view.primary.name == host);
+        judge_view(&asked.view, of_primary, published).into_iter().for_each(&mut tell);
+    }
+    Some(Agent {
+        host,
+        kind,
+        version: health.version,
+        pauses: health.pauses,
+        follows: health.follows,
+        peer: asked.candidate.peer,
+    })
+}
+
+/// Whether a supervise sees the primary that is published. Only the primary's own must know.
+fn judge_view(
+    seen: &Result<String, PeerError>,
+    of_primary: bool,
+    published: Option<&ClusterView>,
+) -> Option<Finding> {
+    let published = published?;
+    let seen = match seen {
+        Ok(json) => serde_json::from_str::<ClusterView>(json).map_err(|error| error.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match seen {
+        Ok(view) if view.primary.name == published.primary.name => None,
+        Ok(view) => Some(Finding::refuse(
+            "primary-disagreement",
+            format!(
+                "it sees {} as the primary, but {} is published; wait until they agree",
+                view.primary.name, published.primary.name
+            ),
+        )),
+        Err(words) if of_primary => Some(Finding::refuse("primary-unsure", words)),
+        Err(_) => None,
+    }
+}
+
+/// What only all answers together show.
+fn judge_together(
+    options: &FailoverOptions,
+    view: Result<&ClusterView, &Finding>,
+    agents: &[Arc<Agent>],
+) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    if !agents.iter().any(|agent| agent.kind == AgentKind::Proxy && agent.pauses) {
+        let words = "no `pgcm proxy` with a PgBouncer was found, so no client can be held; start \
+                     it on every machine with a PgBouncer";
+        findings.push(Finding::refuse("no-proxy", words));
+    }
+    let versions: BTreeSet<&str> = agents.iter().map(|agent| agent.version.as_str()).collect();
+    if versions.len() > 1 {
+        let list = Vec::from_iter(versions).join(", ");
+        let words = format!("agents run different versions ({list}); finish the upgrade soon");
+        findings.push(Finding::warn("versions", words));
+    }
+    match view {
+        Ok(view) => {
+            judge_members(view, agents, &mut findings);
+            findings.extend(judge_target(options, view));
+        }
+        Err(finding) => findings.push(finding.clone()),
+    }
+    findings
+}
+
+fn judge_members(view: &ClusterView, agents: &[Arc<Agent>], findings: &mut Vec<Finding>) {
+    let pausing: BTreeSet<String> =
+        agents::pausers(agents).into_iter().map(|(_, agent)| agent.host.clone()).collect();
+    let standbys = view.standbys.iter().map(|standby| &standby.name);
+    for node in std::iter::once(&view.primary.name).chain(standbys) {
+        let here = |agent: &&Arc<Agent>| agent.kind == AgentKind::Supervise && agent.host == *node;
+        if !agents.iter().any(|agent| here(&agent)) {
+            let words = format!("no `pgcm supervise` of {node} was found; start it there");
+            findings.push(Finding::refuse("agent-missing", words));
+        } else if !pausing.contains(node) {
+            let words = format!(
+                "nobody can hold the clients of a PgBouncer on {node}; if one runs there, start \
+                 `pgcm proxy` beside it"
+            );
+            findings.push(Finding::warn("no-pauser", words));
+        }
+    }
+}
+
+fn takes_over(standby: &Standby) -> bool {
+    standby.state == "streaming" && ["sync", "quorum"].contains(&standby.sync_state.as_str())
+}
+
+fn judge_target(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
+    let Some(target) = &options.target else {
+        let words = "no standby is synchronous, so none surely holds every commit; look at \
+                     `pgcm status` and at pg_stat_replication on the primary";
+        return view
+            .synchronous_standby()
+            .is_none()
+            .then(|| Finding::refuse("no-synchronous-standby", words));
+    };
+    if *target == view.primary.name {
+        let words = format!("{target} is the primary already");
+        return Some(Finding::refuse("target", words));
+    }
+    match view.standbys.iter().find(|standby| standby.name == *target) {
+        Some(standby) if takes_over(standby) => None,
+        Some(standby) => Some(Finding::refuse(
+            "target",
+            format!(
+                "{target} is {} and {}; only a synchronous standby surely holds every commit",
+                standby.state, standby.sync_state
+            ),
+        )),
+        None => {
+            let known: Vec<&str> = view.standbys.iter().map(|s| s.name.as_str()).collect();
+            let words = format!("{target} is no connected standby ({})", known.join(", "));
+            Some(Finding::refuse("target", words))
+        }
+    }
+}
+
+/// The node that is going to be primary.
+fn expected(options: &FailoverOptions, view: &ClusterView) -> Option<String> {
+    options.target.clone().or_else(|| view.synchronous_standby().map(|s| s.name.clone()))
+}

@@ -1,0 +1,287 @@
+//! Moving the primary: prepare, migrate, settle, unmigrate, verify.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
+
+use super::{
+    Failover,
+    agents::{Agent, supervises},
+    clients::{CALL_GRACE, join},
+    pipeline::{Dirt, Trouble, TroubleKind, millis},
+};
+use crate::{
+    edge::peer::{PeerError, pb},
+    model::cluster::{ClusterView, Primary},
+};
+
+/// A move is not begun with less than this to go.
+const LEAST_MOVE: Duration = Duration::from_millis(500);
+/// Pause between two tries to learn who is primary.
+const RETRY: Duration = Duration::from_millis(200);
+
+impl Failover {
+    /// After the lock was got: the primary is still the one that the checks saw.
+    pub(super) async fn same_primary(&self) -> Result<(), Trouble> {
+        let now = self
+            .read_view()
+            .await?
+            .map_err(|finding| Trouble::new(TroubleKind::Refused, finding.message))?;
+        let before = self.primary_before()?;
+        if (&now.primary.name, now.primary.address) == (&before.name, before.address) {
+            return Ok(());
+        }
+        let reason = format!(
+            "the primary changed from {} to {} after the checks; run it again",
+            before.name, now.primary.name
+        );
+        Err(Trouble::new(TroubleKind::Refused, reason))
+    }
+
+    /// CHECKPOINT on the primary and on the node that is to be one, at the same time.
+    pub(super) async fn prepare(&self) -> Result<(), Trouble> {
+        let before = self.primary_before()?;
+        let agents: Vec<Arc<Agent>> = {
+            let state = self.state();
+            let wanted = |agent: &Arc<Agent>| {
+                agent.host == before.name || state.target.as_ref() == Some(&agent.host)
+            };
+            supervises(&state.agents, &[]).into_iter().filter(wanted).collect()
+        };
+        let (attempt, timeout) = (self.attempt(), self.options.prepare_timeout);
+        let call = |agent: Arc<Agent>| {
+            let attempt = attempt.clone();
+            async move { agent.peer.prepare(attempt, timeout, timeout + CALL_GRACE).await }
+        };
+        let errors = self.each("prepare", agents, None, call, |_, _| {}).await;
+        if errors.is_empty() { Ok(()) } else { Err(Trouble::failed(join(&errors))) }
+    }
+
+    /// Moves the promoted role and learns who is primary then, published and writable.
+    pub(super) async fn migrate(&self) -> Result<(), Trouble> {
+        let before = self.primary_before()?;
+        let budget = self.move_budget();
+        if budget < LEAST_MOVE {
+            return Err(Trouble::failed(format!(
+                "only {budget:?} of pause-expiry is left, too little to begin a move"
+            )));
+        }
+        let agent = {
+            let mut state = self.state();
+            let agent = supervises(&state.agents, &[&before.name]).into_iter().next();
+            state.migrate_begun = agent.is_some();
+            agent.ok_or_else(|| Trouble::failed("no supervise is left to ask"))?
+        };
+        let request = pb::MigrateRequest {
+            attempt: Some(self.attempt()),
+            target: self.options.target.clone().unwrap_or_default(),
+            timeout_ms: millis(budget),
+            constraint_lifetime_ms: millis(self.options.constraint_lifetime),
+        };
+        self.awaiting("migrate", &[agent.peer.name().to_owned()]);
+        let after = agent.peer.migrate(request, budget + RETRY).await;
+        let after = after.map_err(|error| Trouble::failed(error.to_string()))?;
+        let moved = after.name != before.name;
+        let reason = format!("{} is still the primary", after.name);
+        {
+            let mut state = self.state();
+            state.moved = moved;
+            state.after = Some(after);
+        }
+        if moved { Ok(()) } else { Err(Trouble::failed(reason)) }
+    }
+
+    /// How long a move may take now: what is left of the pause but for a margin to follow in.
+    pub(super) fn move_budget(&self) -> Duration {
+        let expiry = self.options.pause_expiry;
+        let margin = (expiry / 10).clamp(Duration::from_millis(100), Duration::from_secs(2));
+        let left = self
+            .state()
+            .pause_deadline
+            .map_or(expiry, |deadline| deadline.saturating_duration_since(Instant::now()));
+        left.saturating_sub(margin).min(self.options.pacemaker_timeout)
+    }
+
+    /// Undo of a move that was begun and not seen to end: takes its cause away, then waits for
+    /// whichever node is primary. Whether the demotion had begun is not knowable from here.
+    pub(super) async fn undo_migrate(&self) -> Vec<Dirt> {
+        let (begun, moved, deadline) = {
+            let state = self.state();
+            (state.migrate_begun, state.moved, state.pause_deadline)
+        };
+        if !begun || moved {
+            return Vec::new();
+        }
+        // Without the lock another attempt may have a constraint by now; ours has a lifetime.
+        let mut dirty =
+            if self.lock.is_lost() { Vec::new() } else { self.clear_constraint().await };
+        let until = deadline.unwrap_or_else(Instant::now);
+        match self.settle(until.max(Instant::now() + RETRY)).await {
+            Ok(primary) => {
+                let mut state = self.state();
+                let before = state.before.as_ref().map(|view| view.primary.name.clone());
+                state.moved = before.is_some_and(|before| before != primary.name);
+                state.after = Some(primary);
+            }
+            Err(reason) => dirty.push(Dirt::new(
+                format!("which node is the primary is not known: {reason}"),
+                "look at `crm_mon -Afr1` and `pgcm status`",
+            )),
+        }
+        dirty
+    }
+
+    async fn settle(&self, until: Instant) -> Result<Primary, String> {
+        let attempt = self.attempt();
+        loop {
+            let left = until.saturating_duration_since(Instant::now());
+            let call = |agent: Arc<Agent>| {
+                let attempt = attempt.clone();
+                async move { agent.peer.settle(attempt, left, left + RETRY).await }
+            };
+            match self.first("migrate", call).await {
+                Ok(primary) => return Ok(primary),
+                Err(errors) if Instant::now() + RETRY >= until => return Err(join(&errors)),
+                Err(errors) if errors.iter().all(|e| matches!(e, PeerError::Stale { .. })) => {
+                    return Err(join(&errors));
+                }
+                Err(_) => sleep(RETRY).await,
+            }
+        }
+    }
+
+    /// The constraint goes, then the lock.
+    pub(super) async fn unmigrate(&self) -> Result<(), Trouble> {
+        let mut dirty = self.clear_constraint().await;
+        dirty.extend(self.release_lock().await);
+        match dirty.into_iter().next() {
+            None => Ok(()),
+            Some(dirt) => Err(Trouble::failed(dirt.what)),
+        }
+    }
+
+    /// Undo of the lock: whatever is still ours goes, the lock last.
+    pub(super) async fn undo_lock(&self) -> Vec<Dirt> {
+        let lost = self.lock.is_lost();
+        let mut dirty = if lost { Vec::new() } else { self.clear_constraint().await };
+        let lifetime = self.options.constraint_lifetime;
+        if lost && self.state().may_have_constraint() {
+            let remedy = format!("it stops to count {lifetime:?} after it was made");
+            dirty.push(Dirt::new("the move constraint was not removed: the lock was lost", remedy));
+        }
+        dirty.extend(self.release_lock().await);
+        dirty
+    }
+
+    async fn clear_constraint(&self) -> Vec<Dirt> {
+        if !self.state().may_have_constraint() {
+            return Vec::new();
+        }
+        let (attempt, limit) = (self.attempt(), self.options.resume_timeout);
+        let call = |agent: Arc<Agent>| {
+            let attempt = attempt.clone();
+            async move { agent.peer.unmigrate(attempt, limit).await }
+        };
+        match self.first("unmigrate", call).await {
+            Ok(_) => {
+                self.state().constraint_removed = true;
+                Vec::new()
+            }
+            Err(errors) => {
+                let remedy = format!(
+                    "it stops to count {:?} after it was made; to remove it at once, look for \
+                     `pgcm-move-` in `crm configure show` or `pcs constraint --full`",
+                    self.options.constraint_lifetime
+                );
+                vec![Dirt::new(
+                    format!("the move constraint may be left: {}", join(&errors)),
+                    remedy,
+                )]
+            }
+        }
+    }
+
+    async fn release_lock(&self) -> Option<Dirt> {
+        let held = self.state().locked;
+        match self.lock.release().await {
+            Ok(()) => None,
+            Err(_) if !held => None,
+            Err(error) => Some(Dirt::new(
+                format!("the lock is not released: {}", crate::error::chain(&error)),
+                format!("it frees itself within {:?}", self.options.lock_lease),
+            )),
+        }
+    }
+
+    /// Asks all supervises at once; the first that succeeds speaks for all.
+    async fn first<T, F>(
+        &self,
+        step: &'static str,
+        call: impl Fn(Arc<Agent>) -> F,
+    ) -> Result<T, Vec<PeerError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, PeerError>> + Send + 'static,
+    {
+        let agents = supervises(&self.state().agents, &[]);
+        let names: Vec<String> = agents.iter().map(|agent| agent.peer.name().to_owned()).collect();
+        self.awaiting(step, &names);
+        let mut set = JoinSet::new();
+        for agent in agents {
+            set.spawn(call(agent));
+        }
+        let mut errors = Vec::new();
+        while let Some(joined) = set.join_next().await {
+            match joined {
+                Ok(Ok(value)) => return Ok(value),
+                Ok(Err(error)) => errors.push(error),
+                Err(_) => {}
+            }
+        }
+        Err(errors)
+    }
+
+    /// Waits until the old primary streams again and a standby is synchronous.
+    pub(super) async fn verify(&self) -> Result<(), Trouble> {
+        let old = self.primary_before()?.name;
+        let new = self.state().after.as_ref().map_or_else(String::new, |after| after.name.clone());
+        let until = Instant::now() + self.options.verify_timeout;
+        loop {
+            let missing = match self.read_view().await {
+                Ok(Ok(view)) => missing(&view, &old, &new),
+                Ok(Err(finding)) => Some(finding.message),
+                Err(trouble) => Some(trouble.reason),
+            };
+            match missing {
+                None => return Ok(()),
+                Some(missing) if Instant::now() >= until => return Err(Trouble::failed(missing)),
+                Some(_) => sleep(self.options.watch_interval).await,
+            }
+        }
+    }
+
+    fn primary_before(&self) -> Result<Primary, Trouble> {
+        let state = self.state();
+        let before = state.before.as_ref().map(|view| view.primary.clone());
+        before.ok_or_else(|| Trouble::failed("the checks saw no primary"))
+    }
+}
+
+/// What keeps `view` from being whole after the move from `old` to `new`.
+fn missing(view: &ClusterView, old: &str, new: &str) -> Option<String> {
+    if view.primary.name != new {
+        return Some(format!("{} is the primary, not {new}", view.primary.name));
+    }
+    match view.standbys.iter().find(|standby| standby.name == old) {
+        None => return Some(format!("{old} is not connected to the new primary")),
+        Some(standby) if standby.state != "streaming" => {
+            return Some(format!("{old} is connected, but in state `{}`", standby.state));
+        }
+        Some(_) => {}
+    }
+    let words = "no standby is synchronous, so none surely holds every commit";
+    view.synchronous_standby().is_none().then(|| words.to_owned())
+}

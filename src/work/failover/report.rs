@@ -1,0 +1,246 @@
+//! What became of a failover, for people and for programs.
+
+use std::fmt;
+
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::{
+    FailoverOptions, State,
+    agents::{Tier, pausers},
+    check::Found,
+    pipeline::{Dirt, Outcome, StepReport, StepState, Stopped, TroubleKind, millis},
+};
+use crate::{
+    edge::clock,
+    exit::Exit,
+    model::{attempt::Attempt, cluster::Primary, finding::Severity},
+};
+
+/// The report. As JSON it is also what `/history/` keeps.
+#[derive(Debug, Clone, Serialize)]
+pub struct Report {
+    /// `planned`: as opposed to a change that nobody asked for.
+    pub kind: &'static str,
+    pub attempt: String,
+    pub holder: String,
+    pub started_at: String,
+    pub ended_at: String,
+    /// `done`, `planned` (dry run), `unanswered`, `refused`, `locked`, `put_back`, `needs_hands`.
+    pub outcome: &'static str,
+    pub exit_code: u8,
+    pub old_primary: Option<Primary>,
+    /// Who is primary now, as far as known.
+    pub new_primary: Option<Primary>,
+    /// From the first request to pause until the last agent confirmed that clients flow.
+    pub clients_held_ms: Option<u64>,
+    pub duration_ms: u64,
+    pub steps: Vec<StepReport>,
+    pub stopped: Option<Stopped>,
+    pub dirty: Vec<Dirt>,
+    pub findings: Vec<Found>,
+    /// Only for a dry run.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    #[serde(skip)]
+    pub exit: Exit,
+}
+
+/// What a failover would do now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Plan {
+    pub from: Option<String>,
+    pub to: Option<String>,
+    /// In the order of the pause.
+    pub pause: Vec<PlannedPause>,
+    pub pause_timeout_ms: u64,
+    pub pause_expiry_ms: u64,
+    pub pacemaker_timeout_ms: u64,
+    pub prepare_timeout_ms: u64,
+    pub verify_timeout_ms: u64,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct PlannedPause {
+    pub tier: Tier,
+    pub agent: String,
+}
+
+impl Plan {
+    fn new(options: &FailoverOptions, state: &State) -> Self {
+        let pause = pausers(&state.agents)
+            .into_iter()
+            .map(|(tier, agent)| PlannedPause { tier, agent: agent.peer.name().to_owned() })
+            .collect();
+        Self {
+            from: state.before.as_ref().map(|view| view.primary.name.clone()),
+            to: state.target.clone(),
+            pause,
+            pause_timeout_ms: millis(options.pause_timeout),
+            pause_expiry_ms: millis(options.pause_expiry),
+            pacemaker_timeout_ms: millis(options.pacemaker_timeout),
+            prepare_timeout_ms: millis(options.prepare_timeout),
+            verify_timeout_ms: millis(options.verify_timeout),
+        }
+    }
+}
+
+impl Report {
+    pub(super) fn new(
+        options: &FailoverOptions,
+        attempt: &Attempt,
+        began: Instant,
+        state: &State,
+        mut outcome: Outcome,
+    ) -> Self {
+        if let Some(stopped) = outcome.stopped.as_ref().filter(|_| state.moved) {
+            outcome.dirty.extend(unverified(stopped, state));
+        }
+        let exit = judge(&outcome, state);
+        let old_primary = state.before.as_ref().map(|view| view.primary.clone());
+        let held = state.held_since.zip(state.released_at);
+        Self {
+            kind: "planned",
+            attempt: attempt.id.clone(),
+            holder: attempt.holder.clone(),
+            started_at: attempt.started_at.clone(),
+            ended_at: clock::now_rfc3339(),
+            outcome: match exit {
+                Exit::Done if options.dry_run => "planned",
+                exit => name(exit),
+            },
+            exit_code: exit as u8,
+            new_primary: state.after.clone().or_else(|| old_primary.clone()),
+            old_primary,
+            clients_held_ms: held.map(|(from, to)| millis(to.saturating_duration_since(from))),
+            duration_ms: millis(began.elapsed()),
+            steps: outcome.steps,
+            stopped: outcome.stopped,
+            dirty: outcome.dirty,
+            findings: state.findings.clone(),
+            plan: options.dry_run.then(|| Plan::new(options, state)),
+            exit,
+        }
+    }
+}
+
+/// What nobody has looked at when a move happened and the run stopped all the same.
+fn unverified(stopped: &Stopped, state: &State) -> Option<Dirt> {
+    let old = &state.before.as_ref()?.primary.name;
+    let new = &state.after.as_ref()?.name;
+    let (what, remedy) = if stopped.step == "verify" {
+        (
+            format!("the primary is {new}, but {old} was not seen back as a standby"),
+            format!("look at `pgcm status`, and on {old} at `crm_mon -Afr1` and Postgres' log"),
+        )
+    } else {
+        (
+            format!("the primary is {new} although `{}` stopped; not verified", stopped.step),
+            format!("look at `pgcm status`: {old} should be a streaming standby"),
+        )
+    };
+    Some(Dirt::new(what, remedy))
+}
+
+fn judge(outcome: &Outcome, state: &State) -> Exit {
+    let Some(stopped) = &outcome.stopped else { return Exit::Done };
+    if !outcome.dirty.is_empty() || state.moved {
+        return Exit::NeedsHands;
+    }
+    match stopped.kind {
+        TroubleKind::Unanswered => Exit::Unreachable,
+        TroubleKind::Refused => Exit::Refused,
+        TroubleKind::Locked => Exit::Locked,
+        TroubleKind::Failed => Exit::PutBack,
+    }
+}
+
+fn name(exit: Exit) -> &'static str {
+    match exit {
+        Exit::Done => "done",
+        Exit::Usage => "usage",
+        Exit::Unreachable => "unanswered",
+        Exit::Refused => "refused",
+        Exit::Locked => "locked",
+        Exit::PutBack => "put_back",
+        Exit::NeedsHands => "needs_hands",
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "{}", self.headline())?;
+        if let Some(stopped) = &self.stopped {
+            writeln!(f, "  stopped at {}: {}", stopped.step, stopped.reason)?;
+        }
+        for step in self.steps.iter().filter(|step| step.state != StepState::NotBegun) {
+            let state = if step.state == StepState::Done { "done" } else { "stopped" };
+            write!(f, "  {:<10} {state:<8} {:>7} ms", step.step, step.duration_ms)?;
+            match step.undo_ms {
+                Some(undo_ms) => writeln!(f, ", undone in {undo_ms} ms")?,
+                None => writeln!(f)?,
+            }
+        }
+        if let Some(plan) = &self.plan {
+            write!(f, "{plan}")?;
+        }
+        for Found { by, finding } in &self.findings {
+            let severity = if finding.severity == Severity::Warn { "warning" } else { "refused" };
+            writeln!(f, "  {severity}: {by}: {} [{}]", finding.message, finding.check)?;
+        }
+        for dirt in &self.dirty {
+            writeln!(f, "  left: {}\n        {}", dirt.what, dirt.remedy)?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Display for Plan {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let or_none = |name: &Option<String>| name.clone().unwrap_or_else(|| "nobody".to_owned());
+        writeln!(
+            f,
+            "  plan: move the primary from {} to {}",
+            or_none(&self.from),
+            or_none(&self.to)
+        )?;
+        for (place, pause) in self.pause.iter().enumerate() {
+            writeln!(f, "    hold {:>2}. {} ({:?} tier)", place + 1, pause.agent, pause.tier)?;
+        }
+        writeln!(
+            f,
+            "    limits: checkpoint {} ms, open transactions {} ms, move {} ms, clients held {} ms \
+             at most, old primary back {} ms",
+            self.prepare_timeout_ms,
+            self.pause_timeout_ms,
+            self.pacemaker_timeout_ms,
+            self.pause_expiry_ms,
+            self.verify_timeout_ms
+        )
+    }
+}
+
+impl Report {
+    fn headline(&self) -> String {
+        let of = |primary: &Option<Primary>| {
+            primary
+                .as_ref()
+                .map_or_else(|| "nobody".to_owned(), |p| format!("{} ({})", p.name, p.address))
+        };
+        let (old, new) = (of(&self.old_primary), of(&self.new_primary));
+        match self.exit {
+            Exit::Done if self.plan.is_some() => "dry run: nothing was touched".to_owned(),
+            Exit::Done => format!(
+                "moved the primary from {old} to {new} in {} ms; clients were held for {} ms",
+                self.duration_ms,
+                self.clients_held_ms.unwrap_or_default()
+            ),
+            Exit::Usage => "wrong usage".to_owned(),
+            Exit::Unreachable => "something outside did not answer; nothing was touched".to_owned(),
+            Exit::Refused => "checks failed; nothing was touched".to_owned(),
+            Exit::Locked => "the failover lock is held elsewhere; nothing was touched".to_owned(),
+            Exit::PutBack => format!("stopped; everything was put back; the primary is {old}"),
+            Exit::NeedsHands => format!("stopped; needs hands; the primary is {new}"),
+        }
+    }
+}

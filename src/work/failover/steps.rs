@@ -1,0 +1,143 @@
+//! The planned failover as a table.
+
+use std::{convert::Infallible, future::Future, time::Duration};
+
+use super::{
+    Failover,
+    pipeline::{Step, Trouble, TroubleKind, Undo},
+};
+use crate::{
+    edge::lock::{Acquired, LockError},
+    error::chain,
+    model::attempt::Attempt,
+};
+
+/// What a step may take beyond the limits inside it, before the pipeline cuts it off.
+const SLACK: Duration = Duration::from_secs(3);
+
+/// Undo, newest first, takes the cause of a move away and waits for a primary, then lets clients go,
+/// then removes constraint and lock. `resume` and `unmigrate` do the same on the way to success, so
+/// that they need no undo; after `unmigrate` nothing of the attempt is left but the wait for the
+/// old primary.
+pub(super) const STEPS: &[Step<Failover>] = &[
+    Step {
+        name: "checks",
+        act: |f| Box::pin(f.first_check()),
+        limit: |f| f.options.health_check_timeout + SLACK,
+        undo: None,
+    },
+    Step {
+        name: "lock",
+        act: |f| Box::pin(f.take_lock()),
+        limit: |f| f.options.lock_timeout + f.options.health_check_timeout + 2 * SLACK,
+        undo: Some(Undo {
+            act: |f| Box::pin(f.undo_lock()),
+            limit: |f| f.options.resume_timeout + SLACK,
+        }),
+    },
+    Step {
+        name: "prepare",
+        act: |f| Box::pin(f.noting("prepare", f.prepare())),
+        limit: |f| f.options.prepare_timeout + SLACK,
+        undo: None,
+    },
+    Step {
+        name: "pause",
+        act: |f| Box::pin(f.pause()),
+        limit: |f| f.options.pause_expiry,
+        undo: Some(Undo {
+            act: |f| Box::pin(f.undo_pause()),
+            limit: |f| f.options.pause_expiry + 2 * f.options.resume_timeout + SLACK,
+        }),
+    },
+    Step {
+        name: "migrate",
+        act: |f| Box::pin(f.noting("migrate", f.migrate())),
+        limit: |f| f.move_budget() + SLACK,
+        undo: Some(Undo {
+            act: |f| Box::pin(f.undo_migrate()),
+            limit: |f| f.options.resume_timeout + f.options.pause_expiry + SLACK,
+        }),
+    },
+    Step {
+        name: "follow",
+        act: |f| Box::pin(f.noting("follow", f.follow())),
+        limit: |f| f.options.pause_expiry + f.options.resume_timeout,
+        undo: None,
+    },
+    Step {
+        name: "resume",
+        act: |f| Box::pin(f.noting("resume", f.resume())),
+        limit: |f| 2 * f.options.resume_timeout + SLACK,
+        undo: None,
+    },
+    Step {
+        name: "unmigrate",
+        act: |f| Box::pin(f.unmigrate()),
+        limit: |f| f.options.resume_timeout + SLACK,
+        undo: None,
+    },
+    Step {
+        name: "verify",
+        act: |f| Box::pin(f.verify()),
+        limit: |f| f.options.verify_timeout + SLACK,
+        undo: None,
+    },
+];
+
+impl Failover {
+    /// Takes the lock; what the checks saw must still hold then.
+    async fn take_lock(&self) -> Result<(), Trouble> {
+        let acquired =
+            self.lock.acquire(self.options.lock_timeout).await.map_err(|error| {
+                Trouble::new(TroubleKind::Unanswered, chain(&error).to_string())
+            })?;
+        match acquired {
+            Acquired::HeldElsewhere(holder) => Err(Trouble::new(
+                TroubleKind::Locked,
+                format!(
+                    "{} holds the lock for `{}` since {}, now at step `{}`",
+                    holder.holder, holder.purpose, holder.started_at, holder.step
+                ),
+            )),
+            Acquired::Held { waited, .. } => {
+                self.state().locked = true;
+                // Whoever held it may have changed everything that the checks saw.
+                if waited { self.check().await } else { self.same_primary().await }
+            }
+        }
+    }
+
+    pub(super) async fn lock_is_free(&self) -> Result<(), Trouble> {
+        match self.lock.holder().await.map_err(unanswered)? {
+            None => Ok(()),
+            Some(holder) => Err(locked(&holder)),
+        }
+    }
+
+    /// Runs `act`, and tells others in etcd, as long as it runs, which step this is.
+    async fn noting<T>(&self, step: &'static str, act: impl Future<Output = T>) -> T {
+        let deadline = self.state().pause_deadline_unix_ms;
+        let note = async {
+            // Best effort: clients do not wait for etcd here. A lock found lost ends the act.
+            let _ = self.lock.update(step, deadline).await;
+            std::future::pending::<Infallible>().await
+        };
+        tokio::select! {
+            biased;
+            result = act => result,
+            never = note => match never {},
+        }
+    }
+}
+
+fn unanswered(error: LockError) -> Trouble {
+    Trouble::new(TroubleKind::Unanswered, chain(&error).to_string())
+}
+
+fn locked(holder: &Attempt) -> Trouble {
+    let Attempt { holder, purpose, started_at, step, .. } = holder;
+    let words =
+        format!("{holder} holds the lock for `{purpose}` since {started_at}, now at step `{step}`");
+    Trouble::new(TroubleKind::Locked, words)
+}

@@ -1,0 +1,160 @@
+//! Makes every PgBouncer process follow its file, and proves it.
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use tokio::task::JoinSet;
+
+use super::consoles::in_order;
+use crate::{
+    edge::pgbouncer::{Console, ConsoleError, Session},
+    model::pgbouncer_ini::{Agreement, Database, compare},
+};
+
+/// A RELOAD that did not help is tried again after this long.
+const AGAIN: Duration = Duration::from_secs(5);
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReloadError {
+    #[error("the PgBouncer at {socket} cannot be told", socket = .socket.display())]
+    Console {
+        socket: PathBuf,
+        #[source]
+        source: ConsoleError,
+    },
+    #[error(
+        "the PgBouncer at {socket} does not follow its file: {}; is it started with this file? \
+         its log says why it did not load it",
+        .differences.join("; "), socket = .socket.display()
+    )]
+    Differs { socket: PathBuf, differences: Vec<String> },
+    #[error(
+        "the PgBouncer at {socket} follows, but complains about its configuration",
+        socket = .socket.display()
+    )]
+    Complains {
+        socket: PathBuf,
+        #[source]
+        source: ConsoleError,
+    },
+}
+
+/// One process, with a console session that is kept open: a new one each second would fill
+/// PgBouncer's log.
+pub struct Process {
+    console: Console,
+    session: Option<Session>,
+    /// The file changed and no RELOAD has succeeded since.
+    pending: bool,
+    /// A RELOAD has succeeded: what cannot be seen in SHOW DATABASES is known to be in force.
+    settled: bool,
+    not_before: Option<Instant>,
+    reloads: u64,
+}
+
+impl Process {
+    pub fn new(console: Console) -> Self {
+        Self {
+            console,
+            session: None,
+            pending: false,
+            settled: false,
+            not_before: None,
+            reloads: 0,
+        }
+    }
+
+    /// RELOADs that this process answered.
+    pub fn reloads(&self) -> u64 {
+        self.reloads
+    }
+
+    /// RELOADs if the file `changed`, or if PgBouncer shows something else than `file`.
+    async fn follow(&mut self, file: &[Database], changed: bool) -> Result<(), ReloadError> {
+        if changed {
+            self.pending = true;
+            self.not_before = None;
+        }
+        let kept = self.session.is_some();
+        let mut result = self.check(file).await;
+        if kept && matches!(&result, Err(ReloadError::Console { .. })) {
+            // PgBouncer has been restarted, or closed an idle session.
+            self.session = None;
+            result = self.check(file).await;
+        }
+        if matches!(&result, Err(ReloadError::Console { .. })) {
+            self.session = None;
+        }
+        result
+    }
+
+    async fn check(&mut self, file: &[Database]) -> Result<(), ReloadError> {
+        let socket = self.console.socket().to_owned();
+        let failed = |source| ReloadError::Console { socket: socket.clone(), source };
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => self.console.connect().await.map_err(failed)?,
+        };
+        let session = self.session.insert(session);
+        let mut agreement = compare(file, &session.databases().await.map_err(failed)?);
+        let needed = self.pending
+            || matches!(agreement, Agreement::Differs(_))
+            || (agreement == Agreement::Unproven && !self.settled);
+        let too_soon = self.not_before.is_some_and(|time| Instant::now() < time);
+        let mut complaint = None;
+        if needed && !too_soon {
+            self.not_before = Some(Instant::now() + AGAIN);
+            match session.reload().await {
+                Ok(()) => (self.pending, self.settled) = (false, true),
+                Err(refused @ ConsoleError::Refused { .. }) => complaint = Some(refused),
+                Err(error) => {
+                    self.not_before = None;
+                    return Err(failed(error));
+                }
+            }
+            self.reloads += 1;
+            agreement = compare(file, &session.databases().await.map_err(failed)?);
+        }
+        match (agreement, complaint) {
+            (Agreement::Differs(differences), _) => {
+                Err(ReloadError::Differs { socket, differences })
+            }
+            (_, Some(source)) => Err(ReloadError::Complains { socket, source }),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Makes all `processes` follow, at the same time. The answers are in their order.
+pub async fn follow(
+    processes: &mut Vec<Process>,
+    file: &[Database],
+    changed: bool,
+) -> Vec<Result<(), ReloadError>> {
+    let mut asked = JoinSet::new();
+    for (index, mut process) in std::mem::take(processes).into_iter().enumerate() {
+        let file = file.to_vec();
+        asked.spawn(async move {
+            let answer = process.follow(&file, changed).await;
+            (index, (process, answer))
+        });
+    }
+    let mut answers = Vec::new();
+    for (process, answer) in in_order(asked).await {
+        processes.push(process);
+        answers.push(answer);
+    }
+    answers
+}
+
+impl ReloadError {
+    pub fn socket(&self) -> &Path {
+        match self {
+            Self::Console { socket, .. }
+            | Self::Differs { socket, .. }
+            | Self::Complains { socket, .. } => socket,
+        }
+    }
+}

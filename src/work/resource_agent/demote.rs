@@ -1,0 +1,159 @@
+//! `demote`: the primary stops, proves that its heir has everything, and comes back as a standby.
+
+use std::time::Duration;
+
+use slog::{info, warn};
+use tokio::time::{Instant, sleep};
+
+use super::{
+    context::{Agent, Failure},
+    shutdown,
+};
+use crate::{
+    edge::{attributes::AttributeError, command::Run},
+    error::chain,
+    model::agent::{
+        cib::{Cib, Node},
+        claim::{DataStatus, Score, Status},
+        code::OcfCode,
+        condition::Condition,
+        election::holds_shutdown,
+        lsn::Position,
+    },
+};
+
+/// Shuts the primary down and starts it as a standby of the node that is to be promoted.
+///
+/// That node is asked whether it received the shutdown checkpoint. If it did not, it loses the right
+/// to be promoted and this node gets it back, so that Pacemaker promotes this node again.
+pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+    let pid = match agent.condition_from_files()? {
+        (Condition::Standby | Condition::StartingStandby, _) => return Ok(OcfCode::Success),
+        (_, Some(pid)) => pid,
+        (_, None) => {
+            shutdown::end_orphans(agent).await?;
+            return Ok(OcfCode::NotRunning);
+        }
+    };
+    // An early farewell: the attribute daemons work while the server writes its checkpoint.
+    let farewell = async {
+        let cib = agent.attributes.query().await?;
+        if heir(agent, &cib).is_some() {
+            step_back(agent).await?;
+        }
+        Ok::<_, AttributeError>(cib)
+    };
+    let (ended, cib) = tokio::join!(shutdown::end(agent, pid, agent.left() * 2 / 3), farewell);
+    ended?;
+    let cib = cib.unwrap_or_else(|error| {
+        warn!(agent.log, "cannot read who is to be promoted";
+            "event" => "agent.demote.blind", "error" => %chain(&error));
+        Cib::default()
+    });
+    let heir = heir(agent, &cib);
+    let (proven, started) = tokio::join!(hand_over(agent, &cib, heir), start_standby(agent, heir));
+    proven?;
+    started?;
+    agent.poke();
+    Ok(OcfCode::Success)
+}
+
+fn heir<'a, R: Run + Clone>(agent: &Agent<R>, cib: &'a Cib) -> Option<&'a Node> {
+    cib.promotable_other_than(&agent.node, agent.names())
+}
+
+/// Gives up this node's promotion score and status; the claim to the newest data stays until
+/// another node takes it over.
+async fn step_back<R: Run + Clone>(agent: &Agent<R>) -> Result<(), AttributeError> {
+    let (score, status) = tokio::join!(
+        agent.attributes.set_score(&agent.node, Score::NEVER),
+        agent.attributes.set(&agent.node, &agent.names().status, Status::Alone.as_str()),
+    );
+    score.and(status)
+}
+
+async fn start_standby<R: Run + Clone>(
+    agent: &Agent<R>,
+    heir: Option<&Node>,
+) -> Result<(), Failure> {
+    agent.postmaster.write_settings(&agent.standby_settings(heir))?;
+    agent.postmaster.write_standby_signal()?;
+    agent.postmaster.start(agent.left()).await?;
+    Ok(())
+}
+
+/// Publishes where this primary stopped and lets the heir prove that it has everything up to there.
+async fn hand_over<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    heir: Option<&Node>,
+) -> Result<(), Failure> {
+    let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
+    if !control.cleanly_stopped_primary() {
+        warn!(agent.log, "the primary did not stop cleanly, nothing can be proven by position";
+            "event" => "agent.demote.unclean");
+        return Ok(());
+    }
+    let stopped = Position { timeline: control.checkpoint_timeline, lsn: control.checkpoint };
+    let name = &agent.names().shutdown_lsn;
+    let mark = stopped.to_string();
+    let publish = agent.attributes.set(&agent.node, name, &mark);
+    let (published, holds) = tokio::join!(publish, heir_holds(agent, heir, stopped));
+    agent.tolerate("shutdown position", published);
+    match heir {
+        Some(heir) if !holds => take_back(agent, cib, heir, stopped).await,
+        _ => Ok(()),
+    }
+}
+
+/// Asks the heir until it has received the shutdown checkpoint, or a part of the budget is spent.
+async fn heir_holds<R: Run + Clone>(
+    agent: &Agent<R>,
+    heir: Option<&Node>,
+    stopped: Position,
+) -> bool {
+    let Some(address) = heir.and_then(|node| node.address(agent.names())) else { return false };
+    let limit = agent.share(3, Duration::from_secs(5));
+    let deadline = Instant::now() + limit;
+    let remote = agent.remote(address, limit);
+    loop {
+        let answer = remote.identify().await;
+        match &answer {
+            Ok((_, received)) if holds_shutdown(*received, stopped) => {
+                info!(agent.log, "the standby holds the shutdown checkpoint";
+                    "event" => "agent.demote.proven", "address" => address,
+                    "stopped" => %stopped, "received" => %received);
+                return true;
+            }
+            _ if Instant::now() >= deadline => {
+                let said = match answer {
+                    Ok((_, received)) => format!("received {received}"),
+                    Err(error) => chain(&error).to_string(),
+                };
+                warn!(agent.log, "the standby does not hold the shutdown checkpoint";
+                    "event" => "agent.demote.unproven", "address" => address,
+                    "stopped" => %stopped, "standby" => said);
+                return false;
+            }
+            _ => sleep(Duration::from_millis(10)).await,
+        }
+    }
+}
+
+/// Lets Pacemaker promote this node again: the heir lacks what this node wrote last.
+async fn take_back<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    heir: &Node,
+    stopped: Position,
+) -> Result<(), Failure> {
+    warn!(agent.log, "this node goes on as the primary"; "event" => "agent.demote.undo",
+        "standby" => &heir.name, "stopped" => %stopped);
+    agent.attributes.set_score(&heir.name, Score::NEVER).await?;
+    let nodes = [heir.name.clone()];
+    agent.attributes.confirm_unpromotable(&nodes, agent.share(2, Duration::from_secs(5))).await?;
+    let data = [(heir.name.clone(), DataStatus::Disconnected)];
+    agent.attributes.set_data_statuses(cib, &data).await?;
+    agent.attributes.set_score(&agent.node, Score::PRIMARY).await?;
+    Ok(())
+}

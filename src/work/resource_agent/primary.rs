@@ -1,0 +1,171 @@
+//! The primary's duties: one synchronous standby, and true attributes on all nodes.
+
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use slog::{error, info, warn};
+use tokio::time::{Instant, sleep};
+
+use super::context::{Agent, Failure};
+use crate::{
+    edge::{
+        agent_sql::{Local, State},
+        command::Run,
+    },
+    error::chain,
+    model::agent::{
+        cib::Cib,
+        claim::Status,
+        code::OcfCode,
+        settings::{Settings, SyncName},
+        sync_plan::{Step, View, loses_standby, plan},
+    },
+};
+
+/// A walreceiver that reconnects, for example because its upstream changed, is away this long at
+/// most; a standby that is away longer is lost.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// How long a standby must have been seen synchronous before it counts: time for the checkpointer
+/// to take over the reloaded settings, from which on every commit waits.
+const SETTLED: Duration = Duration::from_millis(150);
+
+/// Compares what is with what should be and carries out the difference, in order.
+pub(super) async fn duties<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    mut state: State,
+) -> Result<(), Failure> {
+    let cib = agent.attributes.query().await?;
+    if let Some(other) = cib.primary_other_than(&agent.node, agent.names())
+        && cib
+            .node(&agent.node)
+            .is_some_and(|own| own.status(agent.names()) == Some(Status::Primary))
+    {
+        error!(agent.log, "two nodes say that they are the primary; look at fencing";
+            "event" => "agent.monitor.two_primaries", "other" => &other.name);
+    }
+    let graced = Instant::now() + GRACE;
+    while loses_standby(view(agent, &cib, &state, &waits_for(&state))) && Instant::now() < graced {
+        sleep(Duration::from_millis(50)).await;
+        state = local.state().await?;
+    }
+    let steps = plan(view(agent, &cib, &state, &waits_for(&state)));
+    for step in steps {
+        carry_out(agent, local, &cib, step).await?;
+    }
+    if state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline) {
+        // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
+        if let Err(error) = local.checkpoint().await {
+            warn!(agent.log, "the checkpoint on the new timeline goes on in the background";
+                "event" => "agent.monitor.checkpoint", "error" => %chain(&error));
+        }
+    }
+    Ok(())
+}
+
+fn waits_for(state: &State) -> Option<SyncName> {
+    SyncName::parse(&state.sync_names)
+}
+
+fn view<'a, R: Run + Clone>(
+    agent: &'a Agent<R>,
+    cib: &'a Cib,
+    state: &'a State,
+    waits_for: &'a Option<SyncName>,
+) -> View<'a> {
+    View {
+        own: &agent.node,
+        cib,
+        names: agent.names(),
+        mode: agent.parameters.mode,
+        strict: agent.parameters.strict,
+        waits_for: waits_for.as_ref(),
+        rows: &state.rows,
+    }
+}
+
+async fn carry_out<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    cib: &Cib,
+    step: Step,
+) -> Result<(), Failure> {
+    info!(agent.log, "changing replication"; "event" => "agent.replication.change",
+        "step" => ?step);
+    match step {
+        Step::Score { node, score } => agent.attributes.set_score(&node, score).await?,
+        Step::Status { node, status } => {
+            agent.attributes.set(&node, &agent.names().status, status.as_str()).await?;
+        }
+        Step::DataStatus(values) => agent.attributes.set_data_statuses(cib, &values).await?,
+        Step::ConfirmUnpromotable(nodes) => {
+            let limit = agent.share(3, Duration::from_secs(10));
+            agent.attributes.confirm_unpromotable(&nodes, limit).await?;
+        }
+        Step::WaitFor(name) => wait_for(agent, local, name).await?,
+        Step::AwaitSync(node) => await_sync(agent, local, &node).await?,
+    }
+    Ok(())
+}
+
+/// Names the standby that commits wait for, and sees the server take it over.
+async fn wait_for<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    name: SyncName,
+) -> Result<(), Failure> {
+    let setting = name.setting();
+    let settings = Settings { sync_name: name, ..agent.postmaster.settings() };
+    agent.postmaster.write_settings(&settings)?;
+    let (_, pid) = agent.postmaster.process()?;
+    if let Some(pid) = pid {
+        agent.postmaster.signal(pid, Signal::SIGHUP)?;
+    }
+    let deadline = Instant::now() + agent.share(3, Duration::from_secs(5));
+    while local.state().await?.sync_names != setting {
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                OcfCode::Generic,
+                format!(
+                    "synchronous_standby_names = '{setting}' is not taken over; is it set elsewhere?"
+                ),
+            ));
+        }
+        sleep(Duration::from_millis(5)).await;
+    }
+    Ok(())
+}
+
+/// Waits until `node` is synchronous for good and holds all that was acknowledged before.
+async fn await_sync<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    node: &str,
+) -> Result<(), Failure> {
+    let deadline = Instant::now() + agent.share(3, Duration::from_secs(3));
+    let mut since = None;
+    let mut target = None;
+    loop {
+        let state = local.state().await?;
+        let row = state.rows.iter().find(|row| row.name == node && row.streaming && row.is_sync);
+        match (row, since, target) {
+            (None, ..) => (since, target) = (None, None),
+            (Some(_), None, _) => since = Some(Instant::now()),
+            (Some(_), Some(first), None) => {
+                if first.elapsed() >= SETTLED && state.checkpointer_idle {
+                    target = Some(state.position);
+                }
+            }
+            (Some(row), Some(_), Some(target)) if row.flushed >= target => return Ok(()),
+            _ => {}
+        }
+        if Instant::now() >= deadline {
+            return Err(Failure::new(
+                OcfCode::Generic,
+                format!("{node} is not in sync yet; it stays unpromotable"),
+            ));
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+}

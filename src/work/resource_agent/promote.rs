@@ -1,0 +1,125 @@
+//! `promote`: this standby becomes the primary, after the claims of all others have ended.
+
+use std::time::Duration;
+
+use slog::{error, info};
+use tokio::time::{Instant, sleep};
+
+use super::context::{Agent, Failure};
+use crate::{
+    edge::{
+        agent_sql::{Local, State},
+        command::Run,
+    },
+    error::chain,
+    model::agent::{
+        cib::Cib,
+        claim::{DataStatus, Score, Status},
+        code::OcfCode,
+        condition::Condition,
+        election::{promotion_refusal, revocation},
+        lsn::Lsn,
+    },
+};
+
+/// How often the server is asked whether it has left recovery: clients are waiting.
+const POLL: Duration = Duration::from_millis(3);
+
+/// Promotes the local server and returns once it accepts writes.
+pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+    if matches!(agent.condition_from_files()?.0, Condition::Stopped | Condition::Orphaned) {
+        return Err(Failure::new(OcfCode::NotRunning, "Postgres does not run, cannot be promoted"));
+    }
+    let server = async {
+        let local = agent.connect_when_ready(agent.left() / 2).await?;
+        let state = local.state().await?;
+        Ok::<_, Failure>((local, state))
+    };
+    let cib = async { agent.attributes.query().await.map_err(Failure::from) };
+    let ((local, state), cib) = tokio::try_join!(server, cib)?;
+    if !state.in_recovery {
+        announce(agent, &cib, state.position).await;
+        agent.poke();
+        return Ok(OcfCode::Success);
+    }
+    refuse_if_behind(agent, &cib, &state).await?;
+    end_claims_of_others(agent, &cib).await?;
+    info!(agent.log, "promoting"; "event" => "agent.promote.begin", "from" => %state.replayed);
+    local.promote().await?;
+    let (promoted, ()) =
+        tokio::join!(until_writable(agent, &local), announce(agent, &cib, state.replayed));
+    promoted?;
+    agent.poke();
+    Ok(OcfCode::Success)
+}
+
+/// Refuses when another node stopped at a position that this one never received.
+async fn refuse_if_behind<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    state: &State,
+) -> Result<(), Failure> {
+    let received = agent.received(state.position, state.checkpoint_timeline);
+    let Some(why) = promotion_refusal(cib, &agent.node, agent.names(), received) else {
+        return Ok(());
+    };
+    let revoked = agent.attributes.set_score(&agent.node, Score::NEVER).await;
+    agent.tolerate("promotion score", revoked);
+    Err(Failure::new(OcfCode::Generic, why))
+}
+
+/// Takes the newest data's claim over and ends the others' right to be promoted, in the CIB, before
+/// the first write: from then on their data is old.
+async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<(), Failure> {
+    let ends = revocation(cib, &agent.node, agent.names());
+    let own = (agent.node.clone(), DataStatus::Latest);
+    let lost = ends.data_statuses.into_iter().map(|node| (node, DataStatus::Disconnected));
+    let values: Vec<_> = std::iter::once(own).chain(lost).collect();
+    let scores = async {
+        for node in &ends.scores {
+            agent.attributes.set_score(node, Score::NEVER).await?;
+        }
+        if !ends.scores.is_empty() {
+            let limit = agent.share(3, Duration::from_secs(10));
+            agent.attributes.confirm_unpromotable(&ends.scores, limit).await?;
+        }
+        Ok(())
+    };
+    tokio::try_join!(agent.attributes.set_data_statuses(cib, &values), scores)?;
+    Ok(())
+}
+
+async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Result<(), Failure> {
+    let begun = Instant::now();
+    while local.in_recovery().await? {
+        if agent.left().is_zero() {
+            let reason = format!("Postgres is still in recovery after {:?}", begun.elapsed());
+            return Err(Failure::new(OcfCode::Generic, reason));
+        }
+        sleep(POLL).await;
+    }
+    Ok(())
+}
+
+/// Sets what operators and the other nodes read; what fails here is repaired by the next monitor.
+async fn announce<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, baseline: Lsn) {
+    let (names, attributes, node) = (agent.names(), &agent.attributes, &agent.node);
+    let baseline = baseline.baseline();
+    let (score, status, baseline) = tokio::join!(
+        attributes.set_score(node, Score::PRIMARY),
+        attributes.set(node, &names.status, Status::Primary.as_str()),
+        attributes.set(node, &names.baseline, &baseline),
+    );
+    for (what, result) in
+        [("promotion score", score), ("status", status), ("master baseline", baseline)]
+    {
+        agent.tolerate(what, result);
+    }
+    let stale = cib.nodes.values().filter(|node| node.transient.contains_key(&names.shutdown_lsn));
+    for node in stale {
+        if let Err(error) = attributes.delete(&node.name, &names.shutdown_lsn).await {
+            error!(agent.log, "cannot delete the mark of a stopped primary";
+                "event" => "agent.promote.mark", "node" => &node.name, "error" => %chain(&error));
+        }
+    }
+}

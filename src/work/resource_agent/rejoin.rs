@@ -1,0 +1,101 @@
+//! Before a start with a primary at hand: may this node follow it as it is?
+
+use std::time::Duration;
+
+use slog::{info, warn};
+
+use super::context::{Agent, Failure};
+use crate::{
+    edge::command::Run,
+    error::chain,
+    model::agent::{
+        code::OcfCode,
+        control_data::ControlData,
+        rejoin::{Local, Verdict, verdict},
+    },
+};
+
+/// Judges a stopped node against the primary at `address`, and rewinds it where that is allowed.
+///
+/// A primary that does not answer is no reason to stay away: Postgres itself refuses to follow a
+/// history that is not its own, and the monitor looks again.
+pub(super) async fn before_start<R: Run + Clone>(
+    agent: &Agent<R>,
+    control: &ControlData,
+    address: &str,
+) -> Result<(), Failure> {
+    let remote = agent.remote(address, agent.share(6, Duration::from_secs(5)));
+    let primary = match remote.describe().await {
+        Ok(primary) => primary,
+        Err(error) => {
+            warn!(agent.log, "cannot compare this node with the primary, starting as it is";
+                "event" => "agent.rejoin.unknown", "primary" => address,
+                "error" => %chain(&error));
+            return Ok(());
+        }
+    };
+    match verdict(control, local(agent, control).await?, &primary) {
+        Verdict::Follow => Ok(()),
+        Verdict::Foreign { why } => Err(Failure::new(
+            OcfCode::Generic,
+            format!("{why}; replace it by a pg_basebackup from {address}"),
+        )),
+        Verdict::Diverged { why } if agent.parameters.rewind => {
+            info!(agent.log, "rewinding to the history of the primary";
+                "event" => "agent.rejoin.rewind", "primary" => address, "why" => why);
+            rewind(agent, control, address).await
+        }
+        Verdict::Diverged { why } => Err(Failure::new(
+            OcfCode::Generic,
+            format!(
+                "{why}. To give up what only this node has, run as {user}: {rewind} -D {data} \
+                 --source-server='{source} dbname=postgres' and then clean the resource up \
+                 (crm resource cleanup {resource}); or set rewind=true",
+                user = agent.parameters.pgdba,
+                rewind = agent.postmaster.program("pg_rewind"),
+                data = agent.parameters.pgdata.display(),
+                source = agent.conninfo(address),
+                resource = agent.parameters.resource,
+            ),
+        )),
+    }
+}
+
+async fn local<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> Result<Local, Failure> {
+    let fresh_backup = agent.postmaster.has("backup_label");
+    let timeline = agent.postmaster.wal_timeline().max(control.timeline());
+    let was_standby = control.was_standby() || fresh_backup;
+    if control.cleanly_stopped_primary() {
+        let last_record = Some(control.checkpoint);
+        return Ok(Local { timeline: control.checkpoint_timeline, last_record, was_standby });
+    }
+    if fresh_backup {
+        return Ok(Local { timeline, last_record: None, was_standby });
+    }
+    let limit = agent.share(3, Duration::from_secs(60));
+    let start = control.read_from();
+    let last_record = agent.postmaster.last_record(timeline, start, limit).await?;
+    Ok(Local { timeline, last_record, was_standby })
+}
+
+async fn rewind<R: Run + Clone>(
+    agent: &Agent<R>,
+    control: &ControlData,
+    address: &str,
+) -> Result<(), Failure> {
+    if control.crashed() || control.was_standby() {
+        // pg_rewind works on a cleanly stopped server only.
+        agent.postmaster.recover_alone(agent.left() / 2).await?;
+    }
+    let source = agent.conninfo(address);
+    agent.postmaster.rewind(&source, agent.left() * 3 / 4).await.map_err(|error| {
+        Failure::new(
+            OcfCode::Generic,
+            format!(
+                "{}; if it cannot be repeated, replace the data directory by a pg_basebackup \
+                 from {address}",
+                chain(&error)
+            ),
+        )
+    })
+}

@@ -1,0 +1,135 @@
+//! The standby's duties: follow the primary, and say so when that cannot be.
+
+use std::{fs, path::PathBuf, time::Duration};
+
+use nix::sys::signal::Signal;
+use slog::{info, warn};
+
+use super::context::{Agent, Failure};
+use crate::{
+    edge::{agent_sql::State, command::Run},
+    error::chain,
+    model::agent::{
+        cib::{Cib, Node},
+        claim::{DataStatus, Status},
+        code::OcfCode,
+        rejoin::{Local, Verdict, verdict},
+        settings::Settings,
+    },
+};
+
+/// A standby that was found diverged in this many monitors in a row is failed.
+const DIVERGED_LIMIT: u32 = 2;
+
+/// Repoints the server to the current primary, and reports a standby that follows nobody.
+///
+/// # Errors
+/// When the standby can never follow the primary: a restart then judges whether to rewind.
+pub(super) async fn duties<R: Run + Clone>(agent: &Agent<R>, state: &State) -> Result<(), Failure> {
+    let cib = match agent.attributes.query().await {
+        Ok(cib) => cib,
+        Err(error) => {
+            warn!(agent.log, "cannot read who is primary, the next monitor tries again";
+                "event" => "agent.standby.blind", "error" => %chain(&error));
+            return Ok(());
+        }
+    };
+    let primary = cib.primary_other_than(&agent.node, agent.names());
+    if let Some(primary) = primary
+        && repoint(agent, primary, &state.primary_conninfo)?
+    {
+        return Ok(());
+    }
+    if state.receives {
+        let _ = fs::remove_file(agent.alone_file());
+        return Ok(());
+    }
+    tell_alone(agent, &cib).await;
+    match primary.and_then(|node| node.address(agent.names())) {
+        Some(address) => fail_if_diverged(agent, address, state).await,
+        None => Ok(()),
+    }
+}
+
+/// Points the standby at `primary` by rewriting its settings and a reload; true when that was due.
+pub(super) fn repoint<R: Run + Clone>(
+    agent: &Agent<R>,
+    primary: &Node,
+    current: &str,
+) -> Result<bool, Failure> {
+    let Some(address) = primary.address(agent.names()) else { return Ok(false) };
+    let primary_conninfo = agent.conninfo(address);
+    if primary_conninfo == current {
+        return Ok(false);
+    }
+    info!(agent.log, "following the primary"; "event" => "agent.standby.repoint",
+        "primary" => &primary.name, "address" => address);
+    let settings = Settings { primary_conninfo, ..agent.postmaster.settings() };
+    agent.postmaster.write_settings(&settings)?;
+    if let (_, Some(pid)) = agent.postmaster.process()? {
+        agent.postmaster.signal(pid, Signal::SIGHUP)?;
+    }
+    Ok(true)
+}
+
+/// Shows that this standby follows nobody. A claim to every acknowledged commit is only the
+/// primary's to revoke: when the primary is dead this node may be the one to be promoted.
+async fn tell_alone<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+    let names = agent.names();
+    let Some(own) = cib.node(&agent.node) else { return };
+    if own.status(names) != Some(Status::Alone) {
+        let set = agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()).await;
+        agent.tolerate("status", set);
+    }
+    let data = own.data_status(names);
+    let claims = data.is_some_and(DataStatus::is_complete);
+    if data.is_some() && !claims && data != Some(DataStatus::Disconnected) {
+        let lost = [(agent.node.clone(), DataStatus::Disconnected)];
+        agent.tolerate("data status", agent.attributes.set_data_statuses(cib, &lost).await);
+    }
+}
+
+/// Fails a standby whose history left the primary's, once that was seen often enough.
+async fn fail_if_diverged<R: Run + Clone>(
+    agent: &Agent<R>,
+    address: &str,
+    state: &State,
+) -> Result<(), Failure> {
+    let limit = agent.share(6, Duration::from_secs(3));
+    let Ok(primary) = agent.remote(address, limit).describe().await else {
+        // The primary cannot be reached: that is not this standby's fault.
+        return Ok(());
+    };
+    let control = agent.postmaster.control_data(limit).await?;
+    let received = agent.received(state.position, state.checkpoint_timeline);
+    // The position is where the next record would begin; the last one began before it.
+    let last_record = crate::model::agent::lsn::Lsn(received.lsn.0.saturating_sub(1));
+    let local =
+        Local { timeline: received.timeline, last_record: Some(last_record), was_standby: true };
+    let why = match verdict(&control, local, &primary) {
+        Verdict::Follow => {
+            let _ = fs::remove_file(agent.alone_file());
+            return Ok(());
+        }
+        Verdict::Diverged { why } | Verdict::Foreign { why } => why,
+    };
+    let path = agent.alone_file();
+    let seen = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
+    let seen: u32 = seen.unwrap_or(0) + 1;
+    let kept = path.parent().map_or(Ok(()), fs::create_dir_all);
+    if let Err(error) = kept.and_then(|()| fs::write(&path, seen.to_string())) {
+        warn!(agent.log, "cannot keep count of lonely monitors";
+            "event" => "agent.standby.count", "error" => %error);
+    }
+    if seen < DIVERGED_LIMIT {
+        return Ok(());
+    }
+    Err(Failure::new(OcfCode::Generic, format!("this standby cannot follow {address}: {why}")))
+}
+
+impl<R: Run + Clone> Agent<R> {
+    /// Counts monitors in a row that found this standby diverged.
+    pub(super) fn alone_file(&self) -> PathBuf {
+        PathBuf::from(&self.state_dir).join(format!("pgcm-{}.diverged", self.parameters.resource))
+    }
+}

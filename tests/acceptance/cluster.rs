@@ -1,0 +1,223 @@
+//! The Docker cluster that the acceptance tests share.
+
+use std::{
+    fmt,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tokio::sync::OnceCell;
+
+pub(crate) const NODES: [&str; 3] = ["pg01", "pg02", "pg03"];
+const MACHINES: [&str; 4] = ["pg01", "pg02", "pg03", "app01"];
+const BOOT_LIMIT: Duration = Duration::from_secs(900);
+const EXEC_LIMIT: Duration = Duration::from_secs(120);
+
+/// How a command in a container ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) status: i32,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// What it printed, after making sure that it succeeded.
+    pub(crate) fn done(self) -> String {
+        assert_eq!(self.status, 0, "{self}");
+        self.stdout
+    }
+
+    /// Everything that it printed.
+    pub(crate) fn text(&self) -> String {
+        format!("{}{}", self.stdout, self.stderr)
+    }
+}
+
+impl fmt::Display for Ended {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "status {}\n{}\n{}", self.status, self.stdout, self.stderr)
+    }
+}
+
+pub(crate) struct Cluster {
+    name: String,
+}
+
+static BOOTED: OnceCell<()> = OnceCell::const_new();
+
+impl Cluster {
+    /// The cluster, booted if need be and whole: primary, sync and potential standby, every agent
+    /// healthy.
+    pub(crate) async fn whole() -> Self {
+        let name = std::env::var("PGCM_CLUSTER").unwrap_or_else(|_| "pgcm-test".to_owned());
+        let cluster = Self { name };
+        BOOTED.get_or_init(|| cluster.boot()).await;
+        cluster.becomes_whole(Duration::from_secs(90)).await;
+        cluster
+    }
+
+    async fn boot(&self) {
+        let debian = std::env::var("PGCM_DEBIAN").unwrap_or_else(|_| "trixie".to_owned());
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/start-cluster.sh");
+        let args = vec!["up".to_owned(), "--debian".to_owned(), debian];
+        let booted = run(script, args, Some(&self.name), BOOT_LIMIT).await;
+        assert_eq!(booted.status, 0, "{booted}");
+    }
+
+    /// Runs a command in the container of `machine`.
+    pub(crate) async fn exec(&self, machine: &str, command: &[&str]) -> Ended {
+        let mut args = vec!["exec".to_owned(), self.container(machine)];
+        args.extend(command.iter().map(|&word| word.to_owned()));
+        run("docker", args, None, EXEC_LIMIT).await
+    }
+
+    pub(crate) async fn kill(&self, machine: &str) {
+        let args = vec!["kill".to_owned(), self.container(machine)];
+        run("docker", args, None, EXEC_LIMIT).await.done();
+    }
+
+    pub(crate) async fn start(&self, machine: &str) {
+        let args = vec!["start".to_owned(), self.container(machine)];
+        run("docker", args, None, EXEC_LIMIT).await.done();
+    }
+
+    fn container(&self, machine: &str) -> String {
+        format!("{}-{machine}", self.name)
+    }
+
+    /// Address of `machine` on the cluster's network.
+    pub(crate) async fn address(&self, machine: &str) -> String {
+        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}".to_owned();
+        let args = vec!["inspect".to_owned(), "-f".to_owned(), format, self.container(machine)];
+        run("docker", args, None, EXEC_LIMIT).await.done().trim().to_owned()
+    }
+
+    /// The Postgres node that has `address`.
+    pub(crate) async fn node_at(&self, address: &str) -> &'static str {
+        for node in NODES {
+            if self.address(node).await == address {
+                return node;
+            }
+        }
+        panic!("no node has the address {address}");
+    }
+
+    /// The value of `/postgres/master`, read on a node whose etcd answers.
+    pub(crate) async fn published_primary(&self) -> String {
+        for node in NODES {
+            let command = ["etcdctl", "get", "--print-value-only", "/postgres/master"];
+            let answer = self.exec(node, &command).await;
+            if answer.status == 0 && !answer.stdout.trim().is_empty() {
+                return answer.stdout.trim().to_owned();
+            }
+        }
+        panic!("no node's etcd tells who is primary");
+    }
+
+    pub(crate) async fn status(&self) -> Value {
+        let answer = self.exec("app01", &["pgcm", "status", "--output", "json"]).await.done();
+        serde_json::from_str(&answer).unwrap()
+    }
+
+    /// Waits until primary, sync and potential standby are there and every agent is healthy.
+    pub(crate) async fn becomes_whole(&self, limit: Duration) {
+        self.eventually(limit, "the cluster is whole", async || self.missing().await).await;
+    }
+
+    /// What the cluster lacks to be whole.
+    async fn missing(&self) -> Option<String> {
+        let answer = self.exec("app01", &["pgcm", "status", "--output", "json"]).await;
+        if answer.status != 0 {
+            return Some(answer.to_string());
+        }
+        let status: Value = serde_json::from_str(&answer.stdout).unwrap();
+        let standbys = status["cluster"]["standbys"].as_array().cloned().unwrap_or_default();
+        let with = |wanted: &str| {
+            let fits = |s: &&Value| s["sync_state"] == wanted && s["state"] == "streaming";
+            standbys.iter().filter(fits).count()
+        };
+        let agents = status["agents"].as_array().map_or(0, Vec::len);
+        let healthy = status["problems"].as_array().is_some_and(Vec::is_empty);
+        let whole = with("sync") == 1
+            && with("potential") + with("async") == 1
+            && agents == NODES.len() + MACHINES.len()
+            && healthy
+            && status["failover"].is_null();
+        (!whole).then(|| status.to_string())
+    }
+
+    /// Waits until the node at `address` streams from the primary.
+    pub(crate) async fn streams_again(&self, address: &str, limit: Duration) {
+        self.eventually(limit, "the old primary streams", async || {
+            let status = self.status().await;
+            let standbys = status["cluster"]["standbys"].as_array().cloned().unwrap_or_default();
+            let back = |s: &Value| s["address"] == address && s["state"] == "streaming";
+            (!standbys.iter().any(back)).then(|| status.to_string())
+        })
+        .await;
+    }
+
+    pub(crate) async fn lock_is_free(&self, limit: Duration) {
+        self.eventually(limit, "the failover lock is free", async || {
+            let status = self.status().await;
+            (!status["failover"].is_null()).then(|| status["failover"].to_string())
+        })
+        .await;
+    }
+
+    /// Location constraints in the CIB that could pin the primary.
+    pub(crate) async fn move_constraints(&self) -> usize {
+        let command = ["cibadmin", "--query", "--scope", "constraints"];
+        let constraints = self.exec("pg01", &command).await.done();
+        constraints.matches("id=\"pgcm-move").count() + constraints.matches("id=\"cli-").count()
+    }
+
+    pub(crate) async fn nothing_paused(&self) {
+        for machine in MACHINES {
+            let console = ["-h", "/var/run/postgresql", "-p", "6432", "-U", "pgbouncer", "-At"];
+            let mut command = vec!["runuser", "-u", "postgres", "--", "psql"];
+            command.extend(console);
+            command.extend(["-d", "pgbouncer", "-c", "SHOW STATE"]);
+            let state = self.exec(machine, &command).await.done();
+            assert!(state.contains("paused|no"), "{machine}: {state}");
+        }
+    }
+
+    /// All keys with their versions, but for those that agents renew.
+    pub(crate) async fn keys_but_leases(&self) -> Vec<String> {
+        let command = ["etcdctl", "get", "--prefix", "/postgres/", "--keys-only"];
+        let keys = self.exec("pg01", &command).await.done();
+        keys.lines().filter(|key| !key.is_empty()).map(str::to_owned).collect()
+    }
+
+    async fn eventually<F>(&self, limit: Duration, what: &str, missing: F)
+    where
+        F: AsyncFn() -> Option<String>,
+    {
+        let begun = Instant::now();
+        loop {
+            let Some(lacks) = missing().await else { return };
+            assert!(begun.elapsed() < limit, "not within {limit:?}: {what}\n{lacks}");
+            tokio::time::sleep(Duration::from_millis(250)).await;
+        }
+    }
+}
+
+/// Runs a program to its end, at most `limit`.
+#[expect(clippy::disallowed_methods, reason = "the tests drive Docker as a person would")]
+async fn run(program: &str, args: Vec<String>, cluster: Option<&str>, limit: Duration) -> Ended {
+    let mut command = Command::new("timeout");
+    command.arg("--kill-after=5").arg(limit.as_secs().to_string()).arg(program).args(args);
+    if let Some(cluster) = cluster {
+        command.env("PGCM_CLUSTER", cluster);
+    }
+    command.stdin(Stdio::null());
+    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    Ended {
+        status: output.status.code().unwrap_or(-1),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}

@@ -1,0 +1,218 @@
+//! Clients as applications are: they commit one row at a time through app01 and remember each
+//! acknowledgement.
+
+use std::{
+    collections::HashSet,
+    fmt,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use tokio::{sync::watch, task::JoinHandle};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+
+use crate::cluster::Cluster;
+
+const RETRY: Duration = Duration::from_millis(50);
+const LOGIN_EVERY: Duration = Duration::from_millis(100);
+/// A client that waits longer than this gives up and counts an error.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the clients saw.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    acknowledged: Vec<String>,
+    pub(crate) logins: usize,
+    pub(crate) errors: Vec<String>,
+    pub(crate) longest_wait: Duration,
+}
+
+impl Seen {
+    /// How many acknowledged rows are not in the database.
+    pub(crate) async fn lost(&self, cluster: &Cluster) -> usize {
+        let client = connect(cluster).await.unwrap();
+        let rows = client.simple_query("SELECT id FROM acknowledged").await.unwrap();
+        let stored: HashSet<&str> = rows.iter().filter_map(first_column).collect();
+        self.acknowledged.iter().filter(|id| !stored.contains(id.as_str())).count()
+    }
+}
+
+impl fmt::Display for Seen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} commits, {} logins, {} errors, longest wait {} ms",
+            self.acknowledged.len(),
+            self.logins,
+            self.errors.len(),
+            self.longest_wait.as_millis()
+        )
+    }
+}
+
+pub(crate) struct Load {
+    seen: Arc<Mutex<Seen>>,
+    stop: watch::Sender<bool>,
+    clients: Vec<JoinHandle<()>>,
+}
+
+impl Load {
+    /// Starts `count` clients that commit, and one that logs in again and again.
+    pub(crate) async fn start(cluster: &Cluster, count: usize) -> Self {
+        let setup = connect(cluster).await.unwrap();
+        setup
+            .simple_query("CREATE TABLE IF NOT EXISTS acknowledged (id text PRIMARY KEY)")
+            .await
+            .unwrap();
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (stop, stopped) = watch::channel(false);
+        let address = cluster.address("app01").await;
+        let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        let mut clients = Vec::new();
+        for client in 0..count {
+            let name = format!("{run}-{client}");
+            clients.push(tokio::spawn(commits(
+                address.clone(),
+                name,
+                seen.clone(),
+                stopped.clone(),
+            )));
+        }
+        clients.push(tokio::spawn(logins(address, seen.clone(), stopped)));
+        Self { seen, stop, clients }
+    }
+
+    /// Waits for fresh commits, which must come within a second or two.
+    pub(crate) async fn flows(&self) {
+        self.flows_again(Duration::from_secs(5)).await;
+    }
+
+    /// Waits at most `limit` until commits get through again.
+    pub(crate) async fn flows_again(&self, limit: Duration) {
+        let begun = Instant::now();
+        // Commits acknowledged in the instant before count for what was, not for what is.
+        tokio::time::sleep(RETRY).await;
+        let before = self.commits();
+        while self.commits() < before + 50 {
+            assert!(begun.elapsed() < limit, "no commits within {limit:?}");
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    fn commits(&self) -> usize {
+        self.seen.lock().unwrap().acknowledged.len()
+    }
+
+    pub(crate) async fn stop(self) -> Seen {
+        self.stop.send(true).unwrap();
+        for client in self.clients {
+            client.await.unwrap();
+        }
+        std::mem::take(&mut *self.seen.lock().unwrap())
+    }
+}
+
+async fn commits(
+    address: String,
+    name: String,
+    seen: Arc<Mutex<Seen>>,
+    stopped: watch::Receiver<bool>,
+) {
+    let mut client = None;
+    let mut number = 0_u64;
+    while !*stopped.borrow() {
+        number += 1;
+        let id = format!("{name}-{number}");
+        let begun = Instant::now();
+        let committed = commit(&mut client, &address, &id).await;
+        let mut seen = seen.lock().unwrap();
+        seen.longest_wait = seen.longest_wait.max(begun.elapsed());
+        match committed {
+            Ok(()) => seen.acknowledged.push(id),
+            Err(error) => {
+                seen.errors.push(error);
+                client = None;
+            }
+        }
+        let failed = client.is_none();
+        drop(seen);
+        if failed {
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+}
+
+async fn commit(client: &mut Option<Client>, address: &str, id: &str) -> Result<(), String> {
+    let work = async {
+        if client.is_none() {
+            *client = Some(connect_to(address).await?);
+        }
+        let insert = format!("INSERT INTO acknowledged VALUES ('{id}')");
+        client.as_ref().unwrap().simple_query(&insert).await.map(|_| ())
+    };
+    match tokio::time::timeout(PATIENCE, work).await {
+        Ok(done) => done.map_err(|error| format!("commit: {error:?}")),
+        Err(_) => Err(format!("commit: no answer within {PATIENCE:?}")),
+    }
+}
+
+async fn logins(address: String, seen: Arc<Mutex<Seen>>, stopped: watch::Receiver<bool>) {
+    while !*stopped.borrow() {
+        let begun = Instant::now();
+        let work = async { connect_to(&address).await?.simple_query("SELECT 1").await };
+        let outcome = tokio::time::timeout(PATIENCE, work).await;
+        let mut seen = seen.lock().unwrap();
+        seen.longest_wait = seen.longest_wait.max(begun.elapsed());
+        match outcome {
+            Ok(Ok(_)) => seen.logins += 1,
+            Ok(Err(error)) => seen.errors.push(format!("login: {error:?}")),
+            Err(_) => seen.errors.push(format!("login: no answer within {PATIENCE:?}")),
+        }
+        drop(seen);
+        tokio::time::sleep(LOGIN_EVERY).await;
+    }
+}
+
+async fn connect(cluster: &Cluster) -> Result<Client, tokio_postgres::Error> {
+    connect_to(&cluster.address("app01").await).await
+}
+
+async fn connect_to(address: &str) -> Result<Client, tokio_postgres::Error> {
+    let conninfo =
+        format!("host={address} port=6432 user=app password=app dbname=app connect_timeout=30");
+    let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await?;
+    tokio::spawn(async move {
+        // The client reports what broke.
+        let _ = connection.await;
+    });
+    Ok(client)
+}
+
+fn first_column(message: &SimpleQueryMessage) -> Option<&str> {
+    match message {
+        SimpleQueryMessage::Row(row) => row.get(0),
+        _ => None,
+    }
+}
+
+/// A transaction that is held open.
+pub(crate) struct Transaction {
+    client: Client,
+    /// PID of its Postgres backend.
+    pub(crate) pid: i32,
+}
+
+impl Transaction {
+    pub(crate) async fn open(cluster: &Cluster) -> Self {
+        let client = connect(cluster).await.unwrap();
+        client.simple_query("BEGIN").await.unwrap();
+        let rows = client.simple_query("SELECT pg_backend_pid()").await.unwrap();
+        let pid = rows.iter().find_map(first_column).unwrap().parse().unwrap();
+        client.simple_query("CREATE TEMP TABLE held (x int) ON COMMIT DROP").await.unwrap();
+        Self { client, pid }
+    }
+
+    pub(crate) async fn commit(self) {
+        self.client.simple_query("COMMIT").await.unwrap();
+    }
+}

@@ -1,0 +1,330 @@
+//! Real Postgres instances on one machine, as the nodes of a cluster whose CIB is a file.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    net::TcpListener,
+    os::unix::fs::PermissionsExt,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::OnceLock,
+    time::{Duration, Instant},
+};
+
+/// How an action ended.
+#[derive(Debug)]
+pub(crate) struct Ended {
+    pub(crate) code: i32,
+    pub(crate) stderr: String,
+    pub(crate) took: Duration,
+}
+
+impl Ended {
+    /// Asserts the code, showing what the agent said.
+    #[track_caller]
+    pub(crate) fn with(self, code: i32) -> Self {
+        assert_eq!(self.code, code, "{}", self.stderr);
+        self
+    }
+
+    pub(crate) fn reason(&self) -> String {
+        let mark = "ocf-exit-reason:";
+        let line = self.stderr.lines().find_map(|line| line.strip_prefix(mark));
+        line.unwrap_or_default().to_owned()
+    }
+}
+
+pub(crate) struct Cluster {
+    dir: tempfile::TempDir,
+    port: u16,
+    /// Parameters beyond the usual ones.
+    pub(crate) parameters: BTreeMap<&'static str, String>,
+}
+
+#[expect(clippy::disallowed_methods, reason = "tests start real programs")]
+fn command(program: &str) -> Command {
+    Command::new(program)
+}
+
+#[track_caller]
+fn run(mut command: Command) -> String {
+    let shown = format!("{command:?}");
+    let program = command.get_program().to_string_lossy().into_owned();
+    let Output { status, stdout, stderr } =
+        command.output().unwrap_or_else(|error| panic!("this test needs {program}: {error}"));
+    let stderr = String::from_utf8_lossy(&stderr);
+    assert!(status.success(), "{shown}: {status}\n{stderr}");
+    String::from_utf8_lossy(&stdout).trim().to_owned()
+}
+
+/// The directory of the newest Postgres that this machine has, or of `PGCM_TEST_POSTGRES`.
+pub(crate) fn bindir() -> PathBuf {
+    let versions = fs::read_dir("/usr/lib/postgresql").expect("this test needs Postgres");
+    let wanted = std::env::var("PGCM_TEST_POSTGRES").ok();
+    let number = |entry: std::io::Result<fs::DirEntry>| {
+        entry.ok()?.file_name().to_str()?.parse::<u32>().ok()
+    };
+    let newest = versions.filter_map(number).max().map(|version| version.to_string());
+    let version = wanted.or(newest).expect("this test needs Postgres");
+    Path::new("/usr/lib/postgresql").join(version).join("bin")
+}
+
+const CIB: &str = r#"<cib crm_feature_set="3.0.14" validate-with="pacemaker-3.0" epoch="1"
+ num_updates="0" admin_epoch="0"><configuration><crm_config/><nodes><node id="1" uname="pg01"/>
+<node id="2" uname="pg02"/><node id="3" uname="pg03"/></nodes><resources/><constraints/>
+</configuration><status>
+<node_state id="1" uname="pg01" in_ccm="true" crmd="online" join="member" expected="member"/>
+<node_state id="2" uname="pg02" in_ccm="true" crmd="online" join="member" expected="member"/>
+<node_state id="3" uname="pg03" in_ccm="true" crmd="online" join="member" expected="member"/>
+</status></cib>"#;
+
+/// A data directory to copy, made once for all tests.
+fn template(cluster: &Cluster) -> &'static Path {
+    static TEMPLATE: OnceLock<PathBuf> = OnceLock::new();
+    TEMPLATE.get_or_init(|| {
+        let dir = tempfile::Builder::new().prefix("pgcm-template").tempdir().expect("created");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+        // Left behind on purpose: statics are never dropped.
+        let dir = dir.keep();
+        let path = dir.join("data");
+        let data = text(&path);
+        cluster.as_postgres("initdb", &["-k", "-N", "-A", "trust", "-U", "postgres", "-D", &data]);
+        // Processes are killed here, never the machine: without fsync the tests are fast.
+        let config = "max_connections = 12\nlogging_collector = off\nwal_keep_size = '64MB'\n\
+                      wal_retrieve_retry_interval = '200ms'\nshared_buffers = '16MB'\nfsync = off\n";
+        let main = path.join("postgresql.conf");
+        let old = fs::read_to_string(&main).expect("made by initdb");
+        fs::write(main, format!("{old}{config}")).expect("written");
+        // A standby refuses fewer connections than its primary had, so the primary has to have had so
+        // few: that takes one run as a primary.
+        let log = text(&dir.join("log"));
+        let options = format!("-c listen_addresses='' -k {}", text(&dir));
+        let start = ["-D", &data, "-l", &log, "-o", &options, "-w", "start"];
+        cluster.as_postgres("pg_ctl", &start);
+        cluster.as_postgres("pg_ctl", &["-D", &data, "-m", "fast", "-w", "stop"]);
+        path
+    })
+}
+
+impl Cluster {
+    /// A data directory for pg01; nothing runs yet.
+    pub(crate) fn new() -> Self {
+        assert!(nix::unistd::geteuid().is_root(), "this test must run as root, as the agent does");
+        for program in ["/usr/sbin/cibadmin", "/usr/bin/flock"] {
+            assert!(Path::new(program).exists(), "this test needs {program}");
+        }
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
+        // One port for all nodes, each on an address of its own.
+        let listener = TcpListener::bind("127.0.0.2:0").expect("a free port");
+        let port = listener.local_addr().expect("bound").port();
+        let cluster = Self { dir, port, parameters: BTreeMap::new() };
+        for (name, text) in [
+            ("cibadmin", include_str!("stand-ins/cibadmin")),
+            ("attrd_updater", include_str!("stand-ins/attrd_updater")),
+        ] {
+            let path = cluster.path("bin").join(name);
+            fs::create_dir_all(cluster.path("bin")).expect("created");
+            fs::write(&path, text).expect("written");
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        }
+        fs::write(cluster.path("cib.xml"), CIB).expect("written");
+        let data = text(&cluster.data("pg01"));
+        let mut copy = command("cp");
+        copy.args(["-a", &text(template(&cluster)), &data]);
+        run(copy);
+        cluster
+    }
+
+    /// pg01 as primary with pg02 as its synchronous standby.
+    pub(crate) fn pair() -> Self {
+        let cluster = Self::new();
+        cluster.act("pg01", "start").with(0);
+        cluster.act("pg01", "promote").with(0);
+        cluster.add("pg02");
+        cluster.settle("pg01", "pg02");
+        cluster
+    }
+
+    /// Copies the primary pg01 to `node` and starts it as a standby.
+    pub(crate) fn add(&self, node: &str) {
+        let source = format!("host={} port={} user=postgres", address("pg01"), self.port);
+        let data = text(&self.data(node));
+        self.as_postgres("pg_basebackup", &["-N", "-c", "fast", "-D", &data, "-d", &source]);
+        self.act(node, "start").with(0);
+    }
+
+    /// Lets the primary's monitor run until `standby` may be promoted.
+    pub(crate) fn settle(&self, primary: &str, standby: &str) {
+        eventually(Duration::from_secs(20), &format!("{standby} is in sync"), || {
+            self.act(primary, "monitor").with(8);
+            self.attribute(standby, "master-Postgresql").as_deref() == Some("100")
+        });
+    }
+
+    /// Runs one action of the agent on `node`, as Pacemaker does.
+    pub(crate) fn act(&self, node: &str, action: &str) -> Ended {
+        self.act_with(node, action, &[("OCF_RESKEY_CRM_meta_interval", "3000")])
+    }
+
+    pub(crate) fn act_with(&self, node: &str, action: &str, env: &[(&str, &str)]) -> Ended {
+        let path = std::env::var("PATH").unwrap_or_default();
+        let mut command = command(env!("CARGO_BIN_EXE_pgcm"));
+        command
+            .args(["resource-agent", action])
+            .env("PATH", format!("{}:{path}", text(&self.path("bin"))))
+            .env("PGCM_TEST_DIR", self.dir.path())
+            .env("PGCM_TEST_WITNESS", self.data("pg01").join("pgcm.conf"))
+            .env("CIB_file", self.path("cib.xml"))
+            .env("HA_RSCTMP", self.path(&format!("{node}-state")))
+            .env("OCF_RESOURCE_INSTANCE", "Postgresql:1")
+            .env("OCF_RESKEY_CRM_meta_on_node", node)
+            .env("OCF_RESKEY_CRM_meta_timeout", "60000")
+            .env("OCF_RESKEY_pgdata", self.data(node))
+            .env("OCF_RESKEY_bindir", bindir())
+            .env("OCF_RESKEY_pgport", self.port.to_string())
+            .env("OCF_RESKEY_socketdir", self.socket_dir(node))
+            .env("OCF_RESKEY_logfile", self.path(&format!("{node}.log")))
+            .env("OCF_RESKEY_address", address(node))
+            .env("OCF_RESKEY_start_opt", format!("-c listen_addresses={}", address(node)));
+        for (name, value) in &self.parameters {
+            command.env(format!("OCF_RESKEY_{name}"), value);
+        }
+        command.envs(env.iter().copied());
+        let begun = Instant::now();
+        let output = command.output().expect("pgcm runs");
+        Ended {
+            code: output.status.code().unwrap_or(-1),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: begun.elapsed(),
+        }
+    }
+
+    /// The answer of `node` to a query, as one line of text.
+    #[track_caller]
+    pub(crate) fn sql(&self, node: &str, query: &str) -> String {
+        run(self.psql(node, query))
+    }
+
+    /// psql with `query` for `node`, not yet started.
+    pub(crate) fn psql(&self, node: &str, query: &str) -> Command {
+        let mut psql = command("psql");
+        psql.args(["-XAtq", "-v", "ON_ERROR_STOP=1", "-U", "postgres", "-d", "postgres", "-h"])
+            .arg(self.socket_dir(node))
+            .args(["-p", &self.port.to_string(), "-c", query]);
+        psql
+    }
+
+    /// The value of a node attribute, transient or permanent.
+    pub(crate) fn attribute(&self, node: &str, name: &str) -> Option<String> {
+        let id = node.trim_start_matches("pg0");
+        let cib = fs::read_to_string(self.path("cib.xml")).expect("a CIB");
+        [format!("id=\"status-{id}-{name}\""), format!("id=\"nodes-{id}-{name}\"")].iter().find_map(
+            |id| {
+                let (_, after) = cib.split_once(id.as_str())?;
+                let (_, value) = after.split_once("value=\"")?;
+                value.split_once('"').map(|(value, _)| value.to_owned())
+            },
+        )
+    }
+
+    /// Sets a transient attribute, as another node would.
+    pub(crate) fn set_attribute(&self, node: &str, name: &str, value: &str) {
+        let mut set = command(&text(&self.path("bin").join("attrd_updater")));
+        set.env("PGCM_TEST_DIR", self.dir.path())
+            .env("PGCM_TEST_WITNESS", "/dev/null")
+            .env("CIB_file", self.path("cib.xml"))
+            .args(["--name", name, &format!("--update={value}"), "--node", node]);
+        run(set);
+    }
+
+    /// The recorded calls of Pacemaker's tools since the last [`Self::forget_calls`].
+    pub(crate) fn calls(&self) -> Vec<String> {
+        let text = fs::read_to_string(self.path("calls")).unwrap_or_default();
+        text.lines().map(str::to_owned).collect()
+    }
+
+    pub(crate) fn forget_calls(&self) {
+        let _ = fs::remove_file(self.path("calls"));
+    }
+
+    /// The postmaster's process id.
+    pub(crate) fn pid(&self, node: &str) -> Option<i32> {
+        let text = fs::read_to_string(self.data(node).join("postmaster.pid")).ok()?;
+        text.lines().next()?.trim().parse().ok()
+    }
+
+    pub(crate) fn signal(&self, node: &str, signal: nix::sys::signal::Signal) {
+        let pid = self.pid(node).expect("a postmaster");
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("signalled");
+    }
+
+    /// SIGKILLs the postmaster and waits until none of its processes is left.
+    pub(crate) fn crash(&self, node: &str) {
+        self.signal(node, nix::sys::signal::Signal::SIGKILL);
+        eventually(Duration::from_secs(10), "the backends end with their postmaster", || {
+            self.act_with(node, "monitor", &[("OCF_RESKEY_CRM_meta_interval", "0")]).code == 7
+        });
+    }
+
+    pub(crate) fn data(&self, node: &str) -> PathBuf {
+        self.path(&format!("{node}-data"))
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn socket_dir(&self, node: &str) -> PathBuf {
+        let dir = self.path(&format!("{node}-run"));
+        fs::create_dir_all(&dir).expect("created");
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).expect("chmod");
+        dir
+    }
+
+    /// Runs a program of the server as its user.
+    pub(crate) fn as_postgres(&self, program: &str, args: &[&str]) -> String {
+        let mut runuser = command("runuser");
+        let path = text(&bindir().join(program));
+        runuser.args(["-u", "postgres", "--", &path]).args(args).current_dir("/");
+        run(runuser)
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in ["pg01", "pg02", "pg03"] {
+            if let Some(pid) = self.pid(node) {
+                let pid = nix::unistd::Pid::from_raw(pid);
+                for signal in [nix::sys::signal::SIGCONT, nix::sys::signal::SIGQUIT] {
+                    let _ = nix::sys::signal::kill(pid, signal);
+                }
+            }
+            if std::thread::panicking() {
+                let log = fs::read_to_string(self.path(&format!("{node}.log"))).unwrap_or_default();
+                let lines: Vec<&str> = log.lines().collect();
+                let last = &lines[lines.len().saturating_sub(25)..];
+                eprintln!("--- the last of {node}'s log\n{}", last.join("\n"));
+            }
+        }
+    }
+}
+
+/// The address of a node: the whole of 127.0.0.0/8 is at hand.
+pub(crate) fn address(node: &str) -> String {
+    format!("127.0.0.{}", 1 + node.trim_start_matches("pg0").parse::<u8>().expect("pg0N"))
+}
+
+/// Polls until `holds`, at most `limit`.
+#[track_caller]
+pub(crate) fn eventually(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !holds() {
+        assert!(Instant::now() < deadline, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn text(path: &Path) -> String {
+    path.display().to_string()
+}

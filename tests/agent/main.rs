@@ -1,0 +1,336 @@
+//! The resource agent's actions against real Postgres instances, without a cluster around them.
+//!
+//! Pacemaker's tools work on a CIB in a file. Runs as root, as the agent does.
+
+mod cluster;
+
+use std::{fs, process::Stdio, time::Duration};
+
+use cluster::{Cluster, address, eventually};
+use nix::sys::signal::Signal;
+
+const PROBE: &[(&str, &str)] = &[("OCF_RESKEY_CRM_meta_interval", "0")];
+const SECONDS: Duration = Duration::from_secs(20);
+
+#[track_caller]
+fn attributes(cluster: &Cluster, node: &str, status: &str, data: &str, score: &str) {
+    let value = |name| cluster.attribute(node, name).unwrap_or_default();
+    assert_eq!(
+        [value("Postgresql-status"), value("Postgresql-data-status"), value("master-Postgresql")],
+        [status, data, score],
+        "{node}"
+    );
+}
+
+/// Waits until `node` streams from a server that is not in recovery.
+fn follows(cluster: &Cluster, primary: &str, node: &str) {
+    let query = format!(
+        "select count(*) from pg_stat_replication where application_name = '{node}' \
+         and state = 'streaming'"
+    );
+    eventually(SECONDS, &format!("{node} streams from {primary}"), || {
+        cluster.act(node, "monitor").with(0);
+        cluster.sql(primary, &query) == "1"
+    });
+}
+
+#[test]
+fn a_virgin_cluster_gets_its_first_primary_and_a_synchronous_standby() {
+    let cluster = Cluster::new();
+    cluster.act_with("pg01", "monitor", PROBE).with(7);
+    cluster.act("pg01", "start").with(0);
+    cluster.act_with("pg01", "monitor", PROBE).with(0);
+    attributes(&cluster, "pg01", "HS:alone", "LATEST", "1000");
+    cluster.act("pg01", "promote").with(0);
+    cluster.act_with("pg01", "monitor", PROBE).with(8);
+    cluster.act("pg01", "monitor").with(8);
+    attributes(&cluster, "pg01", "PRI", "LATEST", "1000");
+    let baseline = cluster.attribute("pg01", "Postgresql-master-baseline").expect("set");
+    assert!(baseline.len() == 16 && baseline.chars().all(|c| c.is_ascii_hexdigit()), "{baseline}");
+
+    cluster.add("pg02");
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("-INFINITY"));
+    cluster.settle("pg01", "pg02");
+    attributes(&cluster, "pg02", "HS:sync", "STREAMING|SYNC", "100");
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
+
+    cluster.add("pg03");
+    follows(&cluster, "pg01", "pg03");
+    cluster.act("pg01", "monitor").with(8);
+    attributes(&cluster, "pg03", "HS:potential", "STREAMING|POTENTIAL", "-INFINITY");
+    cluster.forget_calls();
+    cluster.act("pg01", "monitor").with(8);
+    let calls = cluster.calls();
+    assert_eq!(calls.len(), 1, "a quiet monitor only reads the CIB: {calls:?}");
+}
+
+#[test]
+fn every_action_from_the_stopped_and_the_missing_state() {
+    let cluster = Cluster::new();
+    for (action, code) in [("monitor", 7), ("demote", 7), ("promote", 7), ("stop", 0), ("stop", 0)] {
+        cluster.act("pg01", action).with(code);
+    }
+    for (action, code) in
+        [("monitor", 7), ("start", 5), ("stop", 0), ("notify", 0), ("validate-all", 0)]
+    {
+        cluster.act("pg03", action).with(code);
+    }
+    let missing = cluster.act("pg03", "start");
+    assert!(missing.reason().contains("pg_basebackup"), "{}", missing.reason());
+    cluster.act_with("pg03", "validate-all", &[("OCF_CHECK_LEVEL", "10")]).with(5);
+    cluster.act_with("pg01", "validate-all", &[("OCF_CHECK_LEVEL", "10")]).with(0);
+    cluster.act("pg01", "no-such-action").with(3);
+    cluster.act("pg01", "meta-data").with(0);
+    cluster.act_with("pg01", "start", &[("OCF_RESKEY_rep_mode", "perhaps")]).with(6);
+}
+
+#[test]
+fn a_data_directory_of_somebody_else_is_not_started() {
+    let cluster = Cluster::new();
+    let version = cluster.data("pg01").join("PG_VERSION");
+    std::os::unix::fs::chown(&version, Some(0), Some(0)).expect("chown");
+    let ended = cluster.act("pg01", "start").with(4);
+    assert!(ended.reason().contains("chown"), "{}", ended.reason());
+}
+
+#[test]
+fn actions_can_be_repeated() {
+    let cluster = Cluster::pair();
+    for (node, action) in
+        [("pg01", "start"), ("pg01", "promote"), ("pg02", "start"), ("pg02", "demote")]
+    {
+        cluster.act(node, action).with(0);
+    }
+    cluster.act("pg01", "monitor").with(8);
+    cluster.act("pg02", "monitor").with(0);
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg01", "monitor").with(7);
+    assert_eq!(cluster.attribute("pg01", "Postgresql-status").as_deref(), Some("STOP"));
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql"), None);
+}
+
+#[test]
+fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
+    let cluster = Cluster::pair();
+    cluster.sql("pg01", "create table t as select generate_series(1, 1000) as n");
+    for (old, new) in [("pg01", "pg02"), ("pg02", "pg01")] {
+        cluster.sql(old, "checkpoint");
+        cluster.sql(new, "checkpoint");
+        let demoted = cluster.act(old, "demote").with(0);
+        assert!(demoted.stderr.contains("agent.demote.proven"), "{}", demoted.stderr);
+        let promoted = cluster.act(new, "promote").with(0);
+        eprintln!("demote {:?}, promote {:?}", demoted.took, promoted.took);
+        cluster.act(new, "monitor").with(8);
+        assert_eq!(cluster.sql(new, "select count(*) from t"), "1000");
+        assert_eq!(cluster.attribute(new, "Postgresql-data-status").as_deref(), Some("LATEST"));
+        assert_eq!(cluster.attribute(old, "Postgresql-shutdown-lsn"), None);
+        follows(&cluster, new, old);
+        cluster.settle(new, old);
+        attributes(&cluster, old, "HS:sync", "STREAMING|SYNC", "100");
+    }
+    let begun = std::time::Instant::now();
+    cluster.act("pg01", "monitor").with(8);
+    eprintln!("monitor {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_primary_whose_standby_misses_the_last_bytes_goes_on_as_primary() {
+    let cluster = Cluster::pair();
+    let walreceiver = cluster.sql("pg02", "select pid from pg_stat_wal_receiver");
+    let pid = nix::unistd::Pid::from_raw(walreceiver.parse().expect("a pid"));
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).expect("stopped");
+    // The shutdown waits for the standby's receipt, so that it has to be cut short.
+    let ended = cluster.act_with("pg01", "demote", &[("OCF_RESKEY_CRM_meta_timeout", "6000")]);
+    nix::sys::signal::kill(pid, Signal::SIGCONT).expect("continued");
+    ended.with(0);
+    if fs::read_to_string(cluster.path("pg01.log")).expect("a log").contains("immediate shutdown") {
+        // Nothing can be proven; the standby still holds every acknowledged commit.
+        return;
+    }
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("-INFINITY"));
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
+}
+
+#[test]
+fn a_standby_behind_a_stopped_primary_is_not_promoted() {
+    let cluster = Cluster::pair();
+    cluster.act("pg01", "stop").with(0);
+    cluster.set_attribute("pg01", "Postgresql-shutdown-lsn", "2:00000000FF000000");
+    let ended = cluster.act("pg02", "promote").with(1);
+    assert!(ended.reason().contains("pg01 stopped at 0/FF000000"), "{}", ended.reason());
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("-INFINITY"));
+    cluster.act("pg02", "monitor").with(0);
+}
+
+#[test]
+fn a_lost_standby_is_unpromotable_in_the_cib_before_the_primary_stops_waiting() {
+    let cluster = Cluster::pair();
+    cluster.crash("pg02");
+    cluster.forget_calls();
+    cluster.act("pg01", "monitor").with(8);
+    let calls = cluster.calls();
+    let at = |what: &str| {
+        let found = calls.iter().position(|call| call.contains(what));
+        found.unwrap_or_else(|| panic!("no call with {what}: {calls:#?}"))
+    };
+    let waits = |call: &String| call.contains("synchronous_standby_names = '\"pg02\"'");
+    let revoked = at("master-Postgresql --update=-INFINITY --node pg02");
+    let written = at("value=\"DISCONNECT\"");
+    let confirmed = calls.iter().skip(written + 1).position(|call| call.contains("--query"));
+    assert!(waits(&calls[revoked]) && waits(&calls[written]), "{calls:#?}");
+    assert!(waits(&calls[written + 1 + confirmed.expect("confirmed")]), "{calls:#?}");
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "");
+    cluster.sql("pg01", "create table nobody_waits ()");
+    attributes(&cluster, "pg02", "HS:sync", "DISCONNECT", "-INFINITY");
+}
+
+#[test]
+fn a_strict_primary_blocks_rather_than_runs_alone() {
+    let mut cluster = Cluster::pair();
+    cluster.parameters.insert("strict", "true".to_owned());
+    cluster.crash("pg02");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("100"));
+}
+
+#[test]
+fn a_busy_primary_is_not_demoted() {
+    let cluster = Cluster::pair();
+    let mut sleepers: Vec<_> = (0..12)
+        .map(|_| {
+            let mut psql = cluster.psql("pg01", "select pg_sleep(60)");
+            psql.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("psql")
+        })
+        .collect();
+    eventually(SECONDS, "all slots are taken", || {
+        let output = cluster.psql("pg01", "select 1").output().expect("psql");
+        String::from_utf8_lossy(&output.stderr).contains("too many clients")
+    });
+    cluster.act("pg01", "monitor").with(8);
+    for sleeper in &mut sleepers {
+        sleeper.kill().expect("killed");
+        sleeper.wait().expect("ended");
+    }
+    cluster.signal("pg01", Signal::SIGSTOP);
+    let ended = cluster.act_with(
+        "pg01",
+        "monitor",
+        &[("OCF_RESKEY_CRM_meta_timeout", "4000"), ("OCF_RESKEY_CRM_meta_interval", "3000")],
+    );
+    cluster.signal("pg01", Signal::SIGCONT);
+    assert!(ended.took < Duration::from_secs(4), "{:?}", ended.took);
+    ended.with(8);
+    cluster.act("pg01", "monitor").with(8);
+}
+
+#[test]
+fn backends_without_a_postmaster_are_neither_running_nor_left_behind() {
+    let cluster = Cluster::pair();
+    let query = "select count(*) from generate_series(1, 3000000000) n";
+    let mut busy = cluster.psql("pg01", query).stderr(Stdio::null()).spawn().expect("psql");
+    eventually(SECONDS, "the query runs", || {
+        cluster.sql("pg01", "select count(*) from pg_stat_activity where query like '%3000000000%'")
+            == "2"
+    });
+    cluster.signal("pg01", Signal::SIGKILL);
+    std::thread::sleep(Duration::from_millis(300));
+    let ended = cluster.act("pg01", "monitor").with(1);
+    assert!(ended.reason().contains("backends"), "{}", ended.reason());
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg01", "monitor").with(7);
+    let _ = busy.wait();
+}
+
+#[test]
+fn a_foreign_process_with_the_old_pid_does_not_stop_a_start() {
+    let cluster = Cluster::new();
+    #[expect(clippy::disallowed_methods, reason = "any process of the same user will do")]
+    let mut stranger = std::process::Command::new("runuser")
+        .args(["-u", "postgres", "--", "sleep", "60"])
+        .spawn()
+        .expect("runuser");
+    let text = format!("{}\n{}\n1\n5432\n", stranger.id(), cluster.data("pg01").display());
+    fs::write(cluster.data("pg01").join("postmaster.pid"), text).expect("written");
+    cluster.act_with("pg01", "monitor", PROBE).with(7);
+    cluster.act("pg01", "start").with(0);
+    stranger.kill().expect("killed");
+    stranger.wait().expect("ended");
+}
+
+#[test]
+fn a_crashed_primary_with_nothing_of_its_own_comes_back_as_a_standby() {
+    let cluster = Cluster::pair();
+    cluster.sql("pg01", "create table t as select 1");
+    cluster.crash("pg01");
+    cluster.act("pg01", "monitor").with(7);
+    cluster.act("pg01", "stop").with(0);
+    // Received is not yet replayed; promotion replays everything.
+    cluster.act("pg02", "promote").with(0);
+    assert_eq!(cluster.attribute("pg01", "Postgresql-data-status").as_deref(), Some("DISCONNECT"));
+    assert_eq!(cluster.sql("pg02", "select count(*) from t"), "1");
+    cluster.act("pg01", "start").with(0);
+    follows(&cluster, "pg02", "pg01");
+    cluster.settle("pg02", "pg01");
+}
+
+#[test]
+fn a_diverged_primary_stays_stopped_unless_it_may_be_rewound() {
+    let mut cluster = Cluster::pair();
+    cluster.act("pg02", "stop").with(0);
+    cluster.sql("pg01", "set synchronous_commit = local; create table only_here as select 1");
+    cluster.crash("pg01");
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg02", "start").with(0);
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("100"));
+    cluster.act("pg02", "promote").with(0);
+    cluster.act("pg02", "monitor").with(8);
+    cluster.sql("pg02", "create table only_there as select 1");
+    let refused = cluster.act("pg01", "start").with(1);
+    let reason = refused.reason();
+    assert!(reason.contains("pg_rewind") && reason.contains(&address("pg02")), "{reason}");
+    cluster.act("pg01", "monitor").with(7);
+
+    cluster.parameters.insert("rewind", "true".to_owned());
+    cluster.act("pg01", "start").with(0);
+    follows(&cluster, "pg02", "pg01");
+    assert_eq!(cluster.sql("pg01", "select count(*) from only_there"), "1");
+    assert_eq!(cluster.sql("pg01", "select to_regclass('only_here') is null"), "t");
+}
+
+#[test]
+fn a_running_standby_that_diverged_fails_its_monitor() {
+    let cluster = Cluster::pair();
+    // pg02 is promoted behind the agent's back of pg01, which becomes a standby by itself.
+    cluster.sql("pg02", "select pg_promote()");
+    cluster.sql("pg01", "set synchronous_commit = local; create table only_here as select 1");
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg01", "start").with(0);
+    cluster.set_attribute("pg02", "Postgresql-status", "PRI");
+    cluster.act("pg01", "monitor").with(0);
+    eventually(SECONDS, "pg01 is found to have diverged", || {
+        cluster.act("pg01", "monitor").reason().contains("cannot follow")
+    });
+    let found = cluster.act("pg01", "monitor").with(1).reason();
+    assert!(found.contains("timeline 2"), "{found}");
+}
+
+#[test]
+fn a_notified_standby_follows_the_new_primary_at_once() {
+    let cluster = Cluster::pair();
+    cluster.add("pg03");
+    follows(&cluster, "pg01", "pg03");
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    let post = [
+        ("OCF_RESKEY_CRM_meta_notify_type", "post"),
+        ("OCF_RESKEY_CRM_meta_notify_operation", "promote"),
+    ];
+    cluster.act_with("pg03", "notify", &post).with(0);
+    let conninfo = fs::read_to_string(cluster.data("pg03").join("pgcm.conf")).expect("written");
+    assert!(conninfo.contains(&format!("host={}", address("pg02"))), "{conninfo}");
+    follows(&cluster, "pg02", "pg03");
+}

@@ -1,0 +1,101 @@
+//! The command line: exit codes and messages that scripts and people rely on.
+
+#![expect(clippy::disallowed_methods, reason = "the test runs the program as a user would")]
+
+use std::{
+    fs,
+    process::{Command, Output},
+};
+
+fn pgcm(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_pgcm")).args(args).output().expect("pgcm runs")
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn help_shows_the_exit_codes() {
+    let output = pgcm(&["--help"]);
+    assert_eq!(output.status.code(), Some(0));
+    assert!(text(&output.stdout).contains(pgcm::exit::Exit::TABLE));
+}
+
+#[test]
+fn help_of_failover_says_what_happens_to_clients() {
+    let help = text(&pgcm(&["failover", "--help"]).stdout);
+    for flag in [
+        "--target",
+        "--dry-run",
+        "--output",
+        "--health-check-timeout",
+        "--lock-timeout",
+        "--pause-timeout",
+        "--pause-expiry",
+        "--resume-timeout",
+        "--pacemaker-timeout",
+    ] {
+        assert!(help.contains(flag), "{flag} is missing from:\n{help}");
+    }
+    assert!(help.contains("without dropping clients"), "{help}");
+}
+
+#[test]
+fn wrong_usage_ends_with_2() {
+    assert_eq!(pgcm(&["failover", "--pause-expiry", "soon"]).status.code(), Some(2));
+    assert_eq!(pgcm(&["no-such-command"]).status.code(), Some(2));
+}
+
+#[test]
+fn a_missing_configuration_is_named_with_its_remedy() {
+    let output = pgcm(&["--config-file", "/no/such/file", "status"]);
+    assert_eq!(output.status.code(), Some(2));
+    let words = text(&output.stderr);
+    assert!(words.contains("/no/such/file") && words.contains("pgcm show-config"), "{words}");
+}
+
+#[test]
+fn an_unknown_key_is_refused_with_file_and_line() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    fs::write(&path, "[etcd]\nendpoint = \"http://127.0.0.1:2379\"\n").expect("writable");
+    let output = pgcm(&["--config-file", &path.to_string_lossy(), "check-config"]);
+    assert_eq!(output.status.code(), Some(2));
+    let words = text(&output.stderr);
+    assert!(words.contains("config.toml") && words.contains("line 2"), "{words}");
+}
+
+#[test]
+fn a_token_that_others_can_read_is_refused() {
+    use std::os::unix::fs::PermissionsExt;
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let token = dir.path().join("token");
+    fs::write(&token, "secret").expect("writable");
+    fs::set_permissions(&token, fs::Permissions::from_mode(0o644)).expect("chmod");
+    let path = dir.path().join("config.toml");
+    fs::write(&path, format!("[api]\ntoken-file = \"{}\"\n", token.display())).expect("writable");
+    let output = pgcm(&["--config-file", &path.to_string_lossy(), "check-config"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("chmod 600"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn status_without_etcd_ends_with_3_and_names_the_member() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    // Port 1 of loopback: nobody listens there.
+    fs::write(&path, "[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n").expect("writable");
+    let output = pgcm(&["--config-file", &path.to_string_lossy(), "status"]);
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("http://127.0.0.1:1"), "{}", text(&output.stderr));
+}
+
+#[test]
+fn shown_configuration_passes_its_own_check() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    fs::write(&path, pgcm(&["show-config"]).stdout).expect("writable");
+    let output = pgcm(&["--config-file", &path.to_string_lossy(), "check-config"]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}

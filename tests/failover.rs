@@ -1,0 +1,411 @@
+//! The planned failover against a real etcd and agents that can be told to fail.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use pgcm::{
+    edge::{
+        etcd::Etcd,
+        lock::{Acquired, Lock, LockError, LockOptions},
+    },
+    exit::Exit,
+    model::attempt::{Attempt, LOCK},
+    telemetry::log::discard,
+    work::{
+        failover::{
+            self, FailoverOptions,
+            progress::{Event, Progress, Silent},
+            report::Report,
+        },
+        shutdown::Stop,
+    },
+};
+use support::{
+    etcd::{EtcdServer, client, start_etcd},
+    eventually,
+    fake_cluster::{FakeCluster, Fault},
+};
+
+const EXPIRY: Duration = Duration::from_secs(4);
+const SOON: Duration = Duration::from_secs(10);
+
+fn options(holder: &str) -> FailoverOptions {
+    FailoverOptions {
+        holder: holder.to_owned(),
+        endpoints: Vec::new(),
+        target: None,
+        dry_run: false,
+        health_check_timeout: Duration::from_secs(2),
+        lock_timeout: Duration::ZERO,
+        lock_lease: Duration::from_secs(3),
+        prepare_timeout: Duration::from_secs(1),
+        pause_timeout: Duration::from_millis(800),
+        pause_expiry: EXPIRY,
+        resume_timeout: Duration::from_secs(1),
+        pacemaker_timeout: Duration::from_millis(1500),
+        verify_timeout: Duration::from_secs(3),
+        watch_interval: Duration::from_millis(20),
+        constraint_lifetime: Duration::from_secs(60),
+    }
+}
+
+async fn run(etcd: &Arc<Etcd>, options: FailoverOptions) -> Report {
+    let (_switch, stop) = Stop::new();
+    run_until(etcd, options, stop).await
+}
+
+async fn run_until(etcd: &Arc<Etcd>, options: FailoverOptions, stop: Stop) -> Report {
+    failover::run(options, etcd.clone(), None, Arc::new(Silent), stop, discard()).await
+}
+
+async fn start() -> (EtcdServer, Arc<Etcd>, Arc<FakeCluster>) {
+    let process = start_etcd().await;
+    let etcd = process.client();
+    let cluster = FakeCluster::start(etcd.clone()).await;
+    (process, etcd, cluster)
+}
+
+async fn is_locked(etcd: &Etcd) -> bool {
+    etcd.get(LOCK).await.expect("etcd answers").is_some()
+}
+
+#[tokio::test]
+async fn clients_are_held_app_tier_first_and_freed_before_anything_else_is_put_away() {
+    let (_process, etcd, cluster) = start().await;
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
+    assert_eq!(cluster.primary(), "pg02");
+    let at = |call: &str| cluster.place(call);
+    for node in ["pg01", "pg02"] {
+        assert!(at(&format!("{node}/supervise prepare")) < at("app01/proxy pause"));
+        assert!(at("app01/proxy pause") < at(&format!("{node}/proxy pause")));
+        assert!(at(&format!("{node}/proxy pause")) < at("pg01/supervise migrate"));
+    }
+    for proxy in ["app01/proxy", "pg01/proxy", "pg02/proxy"] {
+        assert!(at("pg01/supervise migrate") < at(&format!("{proxy} follow")));
+        assert!(at(&format!("{proxy} follow")) < at(&format!("{proxy} resume")));
+        assert!(cluster.last_place(&format!("{proxy} resume")) < at("pg01/supervise unmigrate"));
+    }
+    assert!(cluster.paused().is_empty() && !cluster.has_constraint() && !is_locked(&etcd).await);
+    assert!(report.clients_held_ms.is_some() && report.dirty.is_empty(), "{report}");
+
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!((&json["outcome"], &json["exit_code"]), (&"done".into(), &0.into()), "{json}");
+    let history = etcd.get_prefix("/history/").await.expect("etcd answers");
+    assert_eq!(history.entries.len(), 1);
+    assert!(history.entries[0].value.contains("\"step\":\"verify\""), "{:?}", history.entries);
+    // And back.
+    let report = run(&etcd, options("two")).await;
+    assert_eq!((report.exit, cluster.primary().as_str()), (Exit::Done, "pg01"), "{report}");
+}
+
+/// Every call, failing in every way, on every agent that is asked: what the run must end with.
+fn matrix() -> Vec<(&'static str, Fault, Exit)> {
+    use Fault::{DoneButFails, DoneButHangs, Fail, Hang};
+    let mut cases = Vec::new();
+    for fault in [Fail, Hang, DoneButFails, DoneButHangs] {
+        let done = matches!(fault, DoneButFails | DoneButHangs);
+        cases.extend([
+            ("health", fault, Exit::Refused),
+            ("check", fault, Exit::Refused),
+            ("prepare", fault, Exit::PutBack),
+            ("pause", fault, Exit::PutBack),
+            ("app01/proxy pause", fault, Exit::PutBack),
+            ("pg02/proxy pause", fault, Exit::PutBack),
+            ("migrate", fault, if done { Exit::NeedsHands } else { Exit::PutBack }),
+            ("follow", fault, Exit::NeedsHands),
+            ("pg01/proxy follow", fault, Exit::NeedsHands),
+            ("resume", fault, Exit::NeedsHands),
+            ("app01/proxy resume", fault, Exit::NeedsHands),
+            ("unmigrate", fault, Exit::NeedsHands),
+            // Another one can do it as well.
+            ("pg01/supervise unmigrate", fault, Exit::Done),
+            ("settle", fault, Exit::Done),
+        ]);
+    }
+    cases
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_fault_in_any_call_leaves_nothing_paused_and_no_lock() {
+    let process = start_etcd().await;
+    let mut running = tokio::task::JoinSet::new();
+    // Few enough at a time for the limits to be about the faults, not about a busy machine.
+    let turns = Arc::new(tokio::sync::Semaphore::new(10));
+    for (number, (call, fault, expected)) in matrix().into_iter().enumerate() {
+        let (etcd, turns) = (client(&process.url(), &format!("/case{number}")), turns.clone());
+        running.spawn(async move {
+            let _turn = turns.acquire_owned().await.expect("never closed");
+            let what = format!("{call} {fault:?}");
+            let cluster = FakeCluster::start(etcd.clone()).await;
+            cluster.fault(call, fault);
+            let report = run(&etcd, options("case")).await;
+            assert_eq!(report.exit, expected, "{what}: {report}");
+            assert!(!is_locked(&etcd).await, "{what}: {report}");
+            eventually(EXPIRY, &format!("{what}: clients flow"), || async {
+                cluster.paused().is_empty()
+            })
+            .await;
+            let resume_fails = call.contains("resume");
+            if !resume_fails {
+                assert!(report.dirty.iter().all(|dirt| !dirt.what.contains("held")), "{report}");
+            }
+            let follows: Vec<String> =
+                cluster.calls().into_iter().filter(|call| call.ends_with("follow")).collect();
+            if cluster.primary() == "pg02" {
+                assert!(follows.len() >= 3, "{what}: {follows:?}");
+            }
+            if expected == Exit::PutBack || expected == Exit::Refused {
+                assert_eq!(cluster.primary(), "pg01", "{what}");
+                assert!(report.dirty.is_empty(), "{what}: {report}");
+            }
+            if expected == Exit::Refused {
+                assert!(cluster.changes().is_empty(), "{what}: {:?}", cluster.changes());
+            }
+            // Whatever it was, the next one works.
+            cluster.heal();
+            let report = run(&etcd, options("next")).await;
+            assert_eq!(report.exit, Exit::Done, "after {what}: {report}");
+        });
+    }
+    while let Some(ended) = running.join_next().await {
+        ended.expect("no case panics");
+    }
+}
+
+#[tokio::test]
+async fn a_pause_that_meets_transactions_names_them() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("app01/proxy pause", Fault::Fail);
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::PutBack, "{report}");
+    assert!(report.to_string().contains("PID 4711"), "{report}");
+    assert!(!cluster.calls().iter().any(|call| call.contains("pg01/proxy pause")));
+}
+
+fn attempt(id: &str) -> Attempt {
+    Attempt {
+        id: id.to_owned(),
+        holder: "pg09:1".to_owned(),
+        purpose: "with-lock".to_owned(),
+        started_at: "2024-01-01T00:00:00Z".to_owned(),
+        step: "running".to_owned(),
+        pause_deadline_unix_ms: 0,
+    }
+}
+
+fn lock(etcd: &Arc<Etcd>, id: &str) -> Lock {
+    let options = LockOptions { lease: Duration::from_secs(3), poll: Duration::from_millis(20) };
+    Lock::new(etcd.clone(), attempt(id), options)
+}
+
+#[tokio::test]
+async fn a_lock_held_elsewhere_is_refused_and_stays_its_holders() {
+    let (_process, etcd, cluster) = start().await;
+    let theirs = lock(&etcd, "theirs");
+    let acquired = theirs.acquire(Duration::ZERO).await.expect("etcd answers");
+    let before = etcd.get(LOCK).await.expect("etcd answers").expect("held");
+    let held = Acquired::Held { token: before.create_revision, waited: false };
+    assert_eq!(acquired, held);
+
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::Locked, "{report}");
+    assert!(report.to_string().contains("pg09:1 holds the lock for `with-lock`"), "{report}");
+    assert_eq!(etcd.get(LOCK).await.expect("etcd answers"), Some(before));
+    assert!(cluster.calls().is_empty(), "known before anybody is asked");
+
+    // Its lease is renewed, its value kept, and given up only by itself.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    theirs.update("still running", 7).await.expect("still held");
+    assert!(!theirs.is_lost());
+    theirs.release().await.expect("released");
+    assert!(!is_locked(&etcd).await);
+}
+
+#[derive(Default)]
+struct LockBegun(tokio::sync::Notify);
+
+impl Progress for LockBegun {
+    fn tell(&self, event: &Event<'_>) {
+        if matches!(event, Event::Begun { step: "lock", .. }) {
+            self.0.notify_one();
+        }
+    }
+}
+
+#[tokio::test]
+async fn who_waited_for_the_lock_checks_again() {
+    let (_process, etcd, cluster) = start().await;
+    let theirs = lock(&etcd, "theirs");
+    theirs.acquire(Duration::ZERO).await.expect("etcd answers");
+    let waiting = FailoverOptions { lock_timeout: SOON, ..options("one") };
+    let (_switch, stop) = Stop::new();
+    let progress = Arc::new(LockBegun::default());
+    let run = failover::run(waiting, etcd.clone(), None, progress.clone(), stop, discard());
+    let (report, ()) = tokio::join!(run, async {
+        progress.0.notified().await;
+        // Its first look at the lock cannot be seen from outside; it takes a few milliseconds.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        theirs.release().await.expect("released");
+    });
+    assert_eq!(report.exit, Exit::Done, "{report}");
+    assert_eq!(cluster.calls().iter().filter(|call| call.ends_with("health")).count(), 10);
+}
+
+#[tokio::test]
+async fn of_two_at_once_one_moves_and_the_other_is_locked_out() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("migrate", Fault::Slow);
+    let (one, two) = tokio::join!(run(&etcd, options("one")), run(&etcd, options("two")));
+    let mut exits = [one.exit as u8, two.exit as u8];
+    exits.sort_unstable();
+    assert_eq!(exits, [0, 5], "{one}\n{two}");
+    assert_eq!(cluster.primary(), "pg02");
+    assert!(!is_locked(&etcd).await);
+}
+
+#[tokio::test]
+async fn a_primary_that_changed_after_the_checks_is_refused() {
+    let (_process, etcd, cluster) = start().await;
+    let theirs = lock(&etcd, "theirs");
+    theirs.acquire(Duration::ZERO).await.expect("etcd answers");
+    // The target was a standby when the command was typed; now it is the primary.
+    let target = Some("pg02".to_owned());
+    let waiting = FailoverOptions { lock_timeout: SOON, target, ..options("one") };
+    let (report, ()) = tokio::join!(run(&etcd, waiting), async {
+        eventually(SOON, "the checks have run", || async {
+            cluster.calls().iter().filter(|call| call.ends_with("check")).count() == 5
+        })
+        .await;
+        cluster.move_primary("pg02").await;
+        theirs.release().await.expect("released");
+    });
+    assert_eq!(report.exit, Exit::Refused, "{report}");
+    // Seen by the second checks if it waited for the lock, else by the look after it got it.
+    let told = ["pg02 is the primary already", "the primary changed from pg01 to pg02"];
+    assert!(told.iter().any(|told| report.to_string().contains(told)), "{report}");
+    assert!(cluster.changes().is_empty() && !is_locked(&etcd).await);
+}
+
+#[tokio::test]
+async fn a_dry_run_changes_nothing_and_tells_the_plan() {
+    let (_process, etcd, cluster) = start().await;
+    let before = etcd.get_prefix("/").await.expect("etcd answers").revision;
+    let report = run(&etcd, FailoverOptions { dry_run: true, ..options("one") }).await;
+    assert_eq!((report.exit, report.outcome), (Exit::Done, "planned"), "{report}");
+    assert!(cluster.changes().is_empty(), "{:?}", cluster.changes());
+    assert_eq!(etcd.get_prefix("/").await.expect("etcd answers").revision, before);
+    let text = report.to_string();
+    assert!(text.contains("move the primary from pg01 to pg02"), "{text}");
+    assert!(text.find("app01/proxy").expect("named") < text.find("pg01/proxy").expect("named"));
+}
+
+#[tokio::test]
+async fn without_etcd_nothing_begins() {
+    let etcd = client("http://127.0.0.1:1", "/postgres");
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::Unreachable, "{report}");
+}
+
+#[tokio::test]
+async fn an_unfit_cluster_is_refused_with_every_reason() {
+    let (_process, etcd, cluster) = start().await;
+    let missing = etcd.get("/agents/pg02/supervise").await.expect("etcd").expect("there");
+    let gone = pgcm::edge::etcd::Expect::ModRevision(missing.mod_revision);
+    etcd.delete_if(&missing.key, gone).await.expect("deleted");
+    let target = Some("pg09".to_owned());
+    let report = run(&etcd, FailoverOptions { target, ..options("one") }).await;
+    assert_eq!(report.exit, Exit::Refused, "{report}");
+    let text = report.to_string();
+    assert!(text.contains("no `pgcm supervise` of pg02 was found"), "{text}");
+    assert!(text.contains("pg09 is no connected standby (pg02)"), "{text}");
+    assert!(cluster.changes().is_empty() && !is_locked(&etcd).await);
+}
+
+#[tokio::test]
+async fn named_endpoints_are_asked_instead_of_registered_ones() {
+    let (_process, etcd, cluster) = start().await;
+    let mut endpoints = Vec::new();
+    for entry in etcd.get_prefix("/agents/").await.expect("etcd").entries {
+        let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
+        endpoints.push(agent["api"].as_str().expect("an address").to_owned());
+        let there = pgcm::edge::etcd::Expect::ModRevision(entry.mod_revision);
+        etcd.delete_if(&entry.key, there).await.expect("deleted");
+    }
+    let report = run(&etcd, FailoverOptions { endpoints, ..options("one") }).await;
+    assert_eq!((report.exit, cluster.primary().as_str()), (Exit::Done, "pg02"), "{report}");
+}
+
+#[tokio::test]
+async fn a_signal_while_paused_resumes_every_agent() {
+    for (fault, exit) in [(Fault::Hang, Exit::PutBack), (Fault::DoneButHangs, Exit::NeedsHands)] {
+        let (_process, etcd, cluster) = start().await;
+        cluster.fault("migrate", fault);
+        let (switch, stop) = Stop::new();
+        let patient =
+            FailoverOptions { pause_expiry: SOON, pacemaker_timeout: SOON, ..options("one") };
+        let (report, ()) = tokio::join!(run_until(&etcd, patient, stop), async {
+            eventually(SOON, "the move has begun", || async {
+                cluster.calls().contains(&"pg01/supervise migrate".to_owned())
+                    && (fault == Fault::Hang || cluster.primary() == "pg02")
+            })
+            .await;
+            assert_eq!(cluster.paused().len(), 3);
+            switch.send(true).expect("somebody listens");
+        });
+        assert_eq!(report.exit, exit, "{report}");
+        assert!(cluster.paused().is_empty() && !cluster.has_constraint(), "{report}");
+        assert!(!is_locked(&etcd).await);
+        assert!(report.duration_ms < 5_000, "the undo waits for nothing: {report}");
+        if cluster.primary() == "pg02" {
+            // Forward was the only way: followed before clients were let go.
+            for proxy in ["app01/proxy", "pg01/proxy", "pg02/proxy"] {
+                let follow = cluster.place(&format!("{proxy} follow"));
+                assert!(follow < cluster.place(&format!("{proxy} resume")));
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_lost_lease_ends_all_action_but_letting_clients_go() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("migrate", Fault::Hang);
+    let patient = FailoverOptions { pause_expiry: SOON, pacemaker_timeout: SOON, ..options("one") };
+    let (report, ()) = tokio::join!(run(&etcd, patient), async {
+        eventually(SOON, "the move has begun", || async {
+            cluster.calls().contains(&"pg01/supervise migrate".to_owned())
+        })
+        .await;
+        let lock = etcd.get(LOCK).await.expect("etcd answers").expect("held");
+        etcd.revoke(lock.lease).await.expect("revoked");
+    });
+    assert_eq!(report.exit, Exit::NeedsHands, "{report}");
+    let stopped = report.stopped.as_ref().expect("it stopped");
+    assert!(stopped.reason.contains("lock was lost"), "{report}");
+    assert!(!cluster.calls().iter().any(|call| call.ends_with("unmigrate")), "{report}");
+    assert!(cluster.paused().is_empty(), "{report}");
+    cluster.heal();
+    let report = run(&etcd, options("next")).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
+}
+
+#[tokio::test]
+async fn a_lock_taken_away_is_noticed_and_never_written_again() {
+    let process = start_etcd().await;
+    let etcd = process.client();
+    let ours = lock(&etcd, "ours");
+    ours.acquire(Duration::ZERO).await.expect("etcd answers");
+    let entry = etcd.get(LOCK).await.expect("etcd answers").expect("held");
+    let there = pgcm::edge::etcd::Expect::CreateRevision(entry.create_revision);
+    etcd.delete_if(LOCK, there).await.expect("deleted");
+    let theirs = lock(&etcd, "theirs");
+    theirs.acquire(Duration::ZERO).await.expect("etcd answers");
+    let error = ours.update("pause", 1).await.expect_err("not ours any more");
+    assert!(matches!(error, LockError::Lost), "{error}");
+    assert!(ours.is_lost() && *ours.lost().borrow());
+    ours.release().await.expect("gives up its own");
+    assert!(is_locked(&etcd).await, "theirs stays");
+    assert!(theirs.fencing_token() > ours.fencing_token());
+}

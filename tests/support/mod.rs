@@ -1,0 +1,36 @@
+//! Real programs for tests: each starts in a directory of its own and ends with its value.
+#![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
+
+pub mod etcd;
+pub mod fake_cluster;
+pub mod pgbouncer;
+pub mod postgres;
+pub mod process;
+
+use std::{
+    future::Future,
+    net::TcpListener,
+    time::{Duration, Instant},
+};
+
+/// Waits until `check` holds.
+///
+/// # Panics
+/// When `limit` is over, naming `what` was awaited.
+pub async fn eventually<F: Future<Output = bool>>(
+    limit: Duration,
+    what: &str,
+    mut check: impl FnMut() -> F,
+) {
+    let end = Instant::now() + limit;
+    while !check().await {
+        assert!(Instant::now() < end, "not within {limit:?}: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A port on 127.0.0.1 that nobody listens on now.
+pub fn free_port() -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("an address").port()
+}
