@@ -22,7 +22,11 @@ pub(super) enum PartsError {
     #[error("cannot tell this machine's name; set node.name")]
     NoName(#[source] nix::Error),
     #[error("cannot resolve this machine's name `{name}`; set node.address")]
-    NoAddress { name: String, #[source] source: std::io::Error },
+    NoAddress {
+        name: String,
+        #[source]
+        source: std::io::Error,
+    },
     #[error(
         "this machine's name `{name}` resolves to {} addresses that others could use ({}); \
          set node.address to the one that clients reach", .found.len(), join(.found)

@@ -152,7 +152,7 @@ impl Etcd {
         for answer in response.op_responses() {
             if let TxnOpResponse::Get(found) = answer {
                 for kv in found.kvs() {
-                    entries.push(self.entry(kv)?);
+                    entries.push(self.entry(kv));
                 }
             }
         }

@@ -128,8 +128,7 @@ impl<R: Run> Pacemaker<R> {
         for role in [first, second] {
             let rule = MoveRule { clone: &clone, role, target, until };
             let xml = rule.xml();
-            let args =
-                ["--modify", "--allow-create", "--scope", "constraints", "--xml-text", &xml];
+            let args = ["--modify", "--allow-create", "--scope", "constraints", "--xml-text", &xml];
             let output = self.call("cibadmin", &args).await?;
             if output.success() {
                 return Ok(());
@@ -170,11 +169,7 @@ impl<R: Run> Pacemaker<R> {
 }
 
 fn exit(program: &'static str, output: &Output) -> PacemakerError {
-    PacemakerError::Exit {
-        program,
-        status: output.status,
-        reason: output.last_words().to_owned(),
-    }
+    PacemakerError::Exit { program, status: output.status, reason: output.last_words().to_owned() }
 }
 
 impl PacemakerError {

@@ -233,12 +233,12 @@ impl Postgres {
                 Some(client) => client,
                 None => self.connect().await?,
             };
-            let rows = client.query(sql, parameters).await.map_err(|source| refused(what, source))?;
+            let rows =
+                client.query(sql, parameters).await.map_err(|source| refused(what, source))?;
             Ok((client, rows))
         };
-        let (client, rows) = timeout(limit, work)
-            .await
-            .unwrap_or(Err(PostgresError::TimedOut { what, limit }))?;
+        let (client, rows) =
+            timeout(limit, work).await.unwrap_or(Err(PostgresError::TimedOut { what, limit }))?;
         *self.idle.lock().unwrap_or_else(PoisonError::into_inner) = Some(client);
         Ok(rows)
     }

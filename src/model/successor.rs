@@ -18,15 +18,23 @@ pub enum NoSuccessor {
     Offline { node: String },
     #[error("{node} is unclean: Pacemaker waits for its fencing; name another node")]
     Unclean { node: String },
-    #[error("{node} is in standby mode; run: crm node online {node} (or: pcs node unstandby {node})")]
+    #[error(
+        "{node} is in standby mode; run: crm node online {node} (or: pcs node unstandby {node})"
+    )]
     InStandbyMode { node: String },
-    #[error("{node} is in maintenance mode; run: crm node ready {node} (or: pcs node unmaintenance {node})")]
+    #[error(
+        "{node} is in maintenance mode; run: crm node ready {node} (or: pcs node unmaintenance {node})"
+    )]
     InMaintenance { node: String },
     #[error("Postgres does not run as a standby on {node}; look at: crm_mon -Afr -1")]
     NotRunning { node: String },
-    #[error("the resource has failed on {node}; find out why, then run: crm_resource --cleanup --node {node}")]
+    #[error(
+        "the resource has failed on {node}; find out why, then run: crm_resource --cleanup --node {node}"
+    )]
     Failed { node: String },
-    #[error("{node} is banned from the promoted role by the constraint {constraint}; run: cibadmin --delete --xpath \"//rsc_location[@id='{constraint}']\"")]
+    #[error(
+        "{node} is banned from the promoted role by the constraint {constraint}; run: cibadmin --delete --xpath \"//rsc_location[@id='{constraint}']\""
+    )]
     Banned { node: String, constraint: String },
     #[error("{node} is not connected to the primary; its application_name must be its node name")]
     NotConnected { node: String },

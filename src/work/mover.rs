@@ -127,22 +127,22 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         left: Duration,
     ) -> Result<Primary, MoveError> {
         let mut seen = "nothing was read from etcd".to_owned();
-        let found = self
-            .watching(left, async |_| {
+        let wake = Notify::new();
+        let search = async {
+            loop {
                 match self.published().await {
                     Err(reason) => seen = reason,
                     Ok(None) => seen = "etcd names no primary".to_owned(),
-                    Ok(Some(primary)) if primary.timeline > timeline => return Some(primary),
+                    Ok(Some(primary)) if primary.timeline > timeline => return primary,
                     Ok(Some(primary)) => {
-                        seen = format!(
-                            "etcd still names {} on timeline {}",
-                            primary.name, primary.timeline
-                        );
+                        let (name, timeline) = (&primary.name, primary.timeline);
+                        seen = format!("etcd still names {name} on timeline {timeline}");
                     }
                 }
-                None
-            })
-            .await;
+                next(&wake).await;
+            }
+        };
+        let found = self.watching(left, &wake, search).await;
         match found {
             Some(primary) if primary.name == self.node => {
                 Err(MoveError::TurnedBack { node: primary.name, timeline: primary.timeline })
@@ -160,15 +160,17 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     /// [`MoveError::TimedOut`] when that was not the case within `limit`; it says what was seen.
     pub async fn settle(&self, limit: Duration) -> Result<Primary, MoveError> {
         let mut seen = "nothing was seen".to_owned();
-        let found = self
-            .watching(limit, async |_| match self.settled().await {
-                Ok(primary) => Some(primary),
-                Err(why) => {
-                    seen = why;
-                    None
+        let wake = Notify::new();
+        let search = async {
+            loop {
+                match self.settled().await {
+                    Ok(primary) => return primary,
+                    Err(why) => seen = why,
                 }
-            })
-            .await;
+                next(&wake).await;
+            }
+        };
+        let found = self.watching(limit, &wake, search).await;
         found.ok_or(MoveError::TimedOut { limit, seen })
     }
 
@@ -213,31 +215,20 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         Ok(view.map(|view| view.primary))
     }
 
-    /// Looks whenever the published view changes, and every [`LOOK`], until `look` finds something.
+    /// Runs `search` for at most `limit`, and notifies `wake` when the published view changes.
     async fn watching<T>(
         &self,
         limit: Duration,
-        mut look: impl AsyncFnMut(&Self) -> Option<T>,
+        wake: &Notify,
+        search: impl Future<Output = T> + Send,
     ) -> Option<T> {
-        let wake = Notify::new();
-        let search = async {
-            loop {
-                if let Some(found) = look(self).await {
-                    return found;
-                }
-                tokio::select! {
-                    () = wake.notified() => {}
-                    () = sleep(LOOK) => {}
-                }
-            }
-        };
         let watched = async {
             tokio::select! {
                 found = search => found,
-                never = self.etcd.wake_on_change(CLUSTER, &wake, &self.log) => match never {},
+                never = self.etcd.wake_on_change(CLUSTER, wake, &self.log) => match never {},
             }
         };
-        bounded(limit, watched).await
+        timeout(limit, watched).await.ok()
     }
 
     /// Adds what Pacemaker says to what etcd says, for the report.
@@ -252,6 +243,10 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     }
 }
 
-async fn bounded<T>(limit: Duration, work: impl Future<Output = T>) -> Option<T> {
-    timeout(limit, work).await.ok()
+/// Returns when it is time for another look.
+async fn next(wake: &Notify) {
+    tokio::select! {
+        () = wake.notified() => {}
+        () = sleep(LOOK) => {}
+    }
 }

@@ -27,11 +27,17 @@ pub(super) fn view(text: &str, resource: &str) -> Result<PacemakerView, CrmMonEr
         maintenance: options.is_some_and(|options| options.flag("maintenance-mode")),
         fencing: options.is_some_and(|options| options.flag("stonith-enabled")),
         nodes: nodes(&root),
-        agent: copies.first().map(|copy| copy.xml.attribute("resource_agent").to_owned()).unwrap_or_default(),
+        agent: copies
+            .first()
+            .map(|copy| copy.xml.attribute("resource_agent").to_owned())
+            .unwrap_or_default(),
         instances: copies.iter().flat_map(|copy| instances(copy.xml)).collect(),
         failures: failures(&root, resource),
         fail_counts: fail_counts(&root, resource),
-        bans: listed(&root, "bans", "ban").filter(|ban| about(ban.attribute("resource"))).map(ban).collect(),
+        bans: listed(&root, "bans", "ban")
+            .filter(|ban| about(ban.attribute("resource")))
+            .map(ban)
+            .collect(),
         fence_events: listed(&root, "fence_history", "fence_event").map(fence_event).collect(),
         clone,
     })
@@ -55,12 +61,18 @@ fn status(root: &Element) -> Option<CrmMonError> {
     (code != 0).then(|| CrmMonError::Refused {
         code,
         message: status.attribute("message").to_owned(),
-        errors: listed(status, "errors", "error").map(|error| error.text.trim().to_owned()).collect(),
+        errors: listed(status, "errors", "error")
+            .map(|error| error.text.trim().to_owned())
+            .collect(),
     })
 }
 
 /// Children called `item` of the child called `list`.
-fn listed<'a>(parent: &'a Element, list: &'a str, item: &'a str) -> impl Iterator<Item = &'a Element> {
+fn listed<'a>(
+    parent: &'a Element,
+    list: &'a str,
+    item: &'a str,
+) -> impl Iterator<Item = &'a Element> {
     parent.all(list).flat_map(move |found| found.all(item))
 }
 
@@ -215,7 +227,9 @@ fn ban(ban: &Element) -> Ban {
     Ban {
         id: ban.attribute("id").to_owned(),
         node: ban.attribute("node").to_owned(),
-        promoted_only: ["promoted-only", "promoted_only", "master_only"].iter().any(|key| ban.flag(key)),
+        promoted_only: ["promoted-only", "promoted_only", "master_only"]
+            .iter()
+            .any(|key| ban.flag(key)),
     }
 }
 

@@ -123,7 +123,8 @@ fn a_healthy_cluster_is_read_in_full() {
 
 #[test]
 fn node_attributes_are_read() {
-    let (name, view) = views("healthy").into_iter().find(|(name, _)| name.contains("/pgsql-")).unwrap();
+    let (name, view) =
+        views("healthy").into_iter().find(|(name, _)| name.contains("/pgsql-")).unwrap();
     let primary = view.node(view.promoted()[0]).unwrap();
     assert_eq!(primary.attributes["Postgresql-status"], "PRI", "{name}");
     assert_eq!(primary.attributes["master-Postgresql"], "1000", "{name}");
@@ -221,7 +222,10 @@ fn an_error_status_in_well_formed_xml_is_an_error_with_its_reason() {
         let CrmMonError::Refused { code: 102, errors, .. } = &error else {
             panic!("{name}: {error:?}")
         };
-        assert!(errors.iter().any(|error| error.contains("onnection refused")), "{name}: {errors:?}");
+        assert!(
+            errors.iter().any(|error| error.contains("onnection refused")),
+            "{name}: {errors:?}"
+        );
         assert_eq!(refusal(&text), Some(error));
     }
 }
@@ -257,9 +261,11 @@ fn a_node_in_standby_mode_is_no_successor_even_if_synchronous() {
 #[test]
 fn pacemaker_before_2_1_calls_the_promoted_role_master() {
     let mut view = views("healthy").remove(0).1;
-    for (version, role) in
-        [("1.1.24-3.el7", "Master"), ("2.0.5-ba59be7122", "Master"), ("2.1.5-a3f44794f94", "Promoted")]
-    {
+    for (version, role) in [
+        ("1.1.24-3.el7", "Master"),
+        ("2.0.5-ba59be7122", "Master"),
+        ("2.1.5-a3f44794f94", "Promoted"),
+    ] {
         version.clone_into(&mut view.version);
         assert_eq!(view.promoted_role_name(), role, "{version}");
     }

@@ -199,10 +199,8 @@ fn roles(view: &PacemakerView) -> Vec<Finding> {
     }
     match view.promoted()[..] {
         [_] => {}
-        [] => findings.push(Finding::refuse(
-            "primary",
-            "no node is promoted; look at: crm_mon -Afr -1",
-        )),
+        [] => findings
+            .push(Finding::refuse("primary", "no node is promoted; look at: crm_mon -Afr -1")),
         ref nodes => findings.push(Finding::refuse(
             "primary",
             format!("{} are promoted at once; stop all but one of them", nodes.join(" and ")),
@@ -286,7 +284,13 @@ fn open_transactions(open: &[OpenTransaction], pause_timeout: Duration) -> Vec<F
     let one = |t: &OpenTransaction| {
         format!(
             "PID {} ({} on {}, {:?}, {} for {:.1}s): {}",
-            t.pid, t.user, t.database, t.application, t.state, t.age.as_secs_f64(), t.query
+            t.pid,
+            t.user,
+            t.database,
+            t.application,
+            t.state,
+            t.age.as_secs_f64(),
+            t.query
         )
     };
     if open.is_empty() {
@@ -332,7 +336,8 @@ fn burdens_of(burdens: &Burdens) -> Vec<Finding> {
             ),
         ));
     } else if pending > 1 {
-        findings.push(Finding::warn("archive", format!("{pending} WAL segments wait for the archive")));
+        findings
+            .push(Finding::warn("archive", format!("{pending} WAL segments wait for the archive")));
     }
     if !burdens.logical_walsenders.is_empty() {
         findings.push(Finding::warn(
