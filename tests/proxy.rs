@@ -14,13 +14,14 @@ use std::{
 use pgcm::{
     edge::etcd::{Etcd, Put},
     model::{
-        console::ShownDatabase,
+        console::{Flow, ShownDatabase},
+        pause::Claim,
         registration::{AgentKind, Registration},
     },
     telemetry::log::discard,
     work::{
         follow::{FollowError, Follower},
-        pauser::SharedGate,
+        pauser::{Pauser, PauserOptions, SharedGate},
         proxy::{Proxy, ProxyOptions, ProxyState},
         register,
         render::Template,
@@ -31,6 +32,7 @@ use support::{
     etcd::{EtcdServer, start_etcd},
     eventually, free_port,
     pgbouncer::{Pgbouncer, settings},
+    postgres::{connect, start_postgres, value},
 };
 use tokio::{sync::watch, task::JoinHandle};
 
@@ -322,6 +324,72 @@ async fn an_unwritable_file_is_named_and_stays() {
     assert_eq!((world.file(), world.host().await), (good, ONE.to_owned()));
     fs::remove_dir(&aside).unwrap();
     world.follow(TWO, SOON).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn clients_and_new_logins_wait_through_a_move_and_land_on_the_new_primary() {
+    let postgres = start_postgres().await;
+    let mut world = world(POLL).await;
+    let databases =
+        format!("[databases]\napp = host={{{{.Host}}}} port={} dbname=postgres\n", postgres.port);
+    write_template(&world.pgbouncer, &databases);
+    set_master(&world.etcd, "127.0.0.1").await;
+    world.follow("127.0.0.1", SOON).await.unwrap();
+    world.until("the template is in force", |state| state.writes >= 2).await;
+    world.follow("127.0.0.1", SOON).await.unwrap();
+    let port = world.pgbouncer.port;
+    let server = "SELECT host(inet_server_addr())";
+    let old = connect(port, "app").await.unwrap();
+    assert_eq!(value(&old, server).await, "127.0.0.1");
+
+    let options = PauserOptions { consoles: vec![world.pgbouncer.console()], resume_limit: SOON };
+    let pauser = Pauser::new(options, SharedGate::default(), discard());
+    let claim = Claim { attempt: "a".into(), token: 1 };
+    pauser.pause(&claim, SOON, 3 * SOON).await.unwrap();
+    let waiting = tokio::spawn(async move { value(&old, server).await });
+    let login = |port| async move { value(&connect(port, "app").await.unwrap(), server).await };
+    let before = tokio::spawn(login(port));
+    set_master(&world.etcd, "127.0.0.2").await;
+    world.follow("127.0.0.2", SOON).await.expect("a paused PgBouncer follows too");
+    let after = [tokio::spawn(login(port)), tokio::spawn(login(port))];
+    // Logins must have reached PgBouncer; that they wait cannot be asked for before 1.25.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let begun = Instant::now();
+    pauser.resume(&claim).await.unwrap();
+    for query in [waiting, before].into_iter().chain(after) {
+        assert_eq!(query.await.unwrap(), "127.0.0.2");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_starting_agent_asks_etcd_whose_the_pause_is() {
+    let mut world = world(POLL).await;
+    let attempt = |deadline| {
+        serde_json::json!({
+            "id": "live", "holder": "h", "purpose": "failover", "started_at": "", "step": "pause",
+            "pause_deadline_unix_ms": deadline,
+        })
+    };
+    let console = world.pgbouncer.console();
+    let flow = || async { console.connect().await.unwrap().flow().await.unwrap() };
+    let agent = || {
+        let options =
+            PauserOptions { consoles: vec![console.clone()], resume_limit: Duration::from_secs(2) };
+        Pauser::new(options, SharedGate::default(), discard())
+    };
+    console.connect().await.unwrap().pause(SOON).await.unwrap();
+    let deadline = pgcm::edge::clock::unix_ms() + 60_000;
+    put(&world.etcd, "/failover", &attempt(deadline).to_string()).await;
+    agent().recover_from(&world.etcd, SOON).await;
+    assert_eq!(flow().await, Flow::Held, "a live attempt owns the pause");
+    put(&world.etcd, "/failover", &attempt(0).to_string()).await;
+    agent().recover_from(&world.etcd, SOON).await;
+    assert_eq!(flow().await, Flow::Active, "the attempt has not paused anything");
+    console.connect().await.unwrap().pause(SOON).await.unwrap();
+    world.server.stop();
+    agent().recover_from(&world.etcd, Duration::from_millis(500)).await;
+    assert_eq!(flow().await, Flow::Active, "an unknown pause does not last");
 }
 
 #[tokio::test(flavor = "multi_thread")]

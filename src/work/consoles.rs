@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     edge::pgbouncer::{Console, ConsoleError, Session},
@@ -59,7 +59,12 @@ pub async fn in_order<T: 'static>(mut tasks: JoinSet<(usize, T)>) -> Vec<T> {
 /// `limit` bounds the whole. On failure any of them may be paused or still pausing.
 pub async fn pause(consoles: &[Console], limit: Duration) -> Vec<Result<(), Failure>> {
     let end = Instant::now() + limit;
-    each(consoles, |console| async move { pause_one(&console, end).await }).await
+    // A console that hangs before or after its PAUSE is told apart from open transactions.
+    let hung = limit + STEP;
+    let asked = each(consoles, |console| async move {
+        timeout(hung, pause_one(&console, end)).await.unwrap_or(Err(hangs(hung)))
+    });
+    asked.await
 }
 
 async fn pause_one(console: &Console, end: Instant) -> Result<(), ConsoleError> {
@@ -90,9 +95,11 @@ pub async fn resume(consoles: &[Console], limit: Duration) -> Result<(), Failure
     let end = Instant::now() + limit;
     let answers = each(consoles, |console| async move {
         loop {
-            let error = match resume_one(&console).await {
-                Ok(()) => return Ok(()),
-                Err(error) => error,
+            let hung = left(end).unwrap_or(STEP);
+            let error = match timeout(hung, resume_one(&console)).await {
+                Ok(Ok(())) => return Ok(()),
+                Ok(Err(error)) => error,
+                Err(_) => hangs(hung),
             };
             match left(end) {
                 Some(left) => tokio::time::sleep(left.min(STEP)).await,
@@ -117,11 +124,18 @@ async fn resume_one(console: &Console) -> Result<(), ConsoleError> {
     }
 }
 
-/// The transactions that are open now on any process; a console that does not answer adds none.
-pub async fn blockers(consoles: &[Console]) -> Vec<Blocker> {
-    let answers =
-        each(consoles, |console| async move { console.connect().await?.blockers().await }).await;
-    answers.into_iter().flatten().flatten().collect()
+/// The transactions that are open now on any process; a console that does not answer within
+/// `limit` adds none.
+pub async fn blockers(consoles: &[Console], limit: Duration) -> Vec<Blocker> {
+    let answers = each(consoles, |console| async move {
+        let asked = async { console.connect().await?.blockers().await };
+        timeout(limit, asked).await.unwrap_or(Err(hangs(limit)))
+    });
+    answers.await.into_iter().flatten().flatten().collect()
+}
+
+fn hangs(limit: Duration) -> ConsoleError {
+    ConsoleError::TimedOut { command: "a console command", limit }
 }
 
 fn left(end: Instant) -> Option<Duration> {

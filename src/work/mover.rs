@@ -134,16 +134,14 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
                     Err(reason) => seen = reason,
                     Ok(None) => seen = "etcd names no primary".to_owned(),
                     Ok(Some(primary)) if primary.timeline > timeline => return primary,
-                    Ok(Some(primary)) => {
-                        let (name, timeline) = (&primary.name, primary.timeline);
+                    Ok(Some(Primary { name, timeline, .. })) => {
                         seen = format!("etcd still names {name} on timeline {timeline}");
                     }
                 }
-                next(&wake).await;
+                next_look(&wake).await;
             }
         };
-        let found = self.watching(left, &wake, search).await;
-        match found {
+        match self.woken(left, &wake, search).await {
             Some(primary) if primary.name == self.node => {
                 Err(MoveError::TurnedBack { node: primary.name, timeline: primary.timeline })
             }
@@ -167,10 +165,10 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
                     Ok(primary) => return primary,
                     Err(why) => seen = why,
                 }
-                next(&wake).await;
+                next_look(&wake).await;
             }
         };
-        let found = self.watching(limit, &wake, search).await;
+        let found = self.woken(limit, &wake, search).await;
         found.ok_or(MoveError::TimedOut { limit, seen })
     }
 
@@ -215,12 +213,13 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         Ok(view.map(|view| view.primary))
     }
 
-    /// Runs `search` for at most `limit`, and notifies `wake` when the published view changes.
-    async fn watching<T>(
+    /// Runs `search` to its end, at most `limit`; `wake` is notified whenever the published view
+    /// changes.
+    async fn woken<T>(
         &self,
         limit: Duration,
         wake: &Notify,
-        search: impl Future<Output = T> + Send,
+        search: impl Future<Output = T>,
     ) -> Option<T> {
         let watched = async {
             tokio::select! {
@@ -244,7 +243,7 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
 }
 
 /// Returns when it is time for another look.
-async fn next(wake: &Notify) {
+async fn next_look(wake: &Notify) {
     tokio::select! {
         () = wake.notified() => {}
         () = sleep(LOOK) => {}

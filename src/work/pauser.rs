@@ -25,6 +25,9 @@ use crate::{
     },
 };
 
+/// Bounds the look at who is in the way, while clients still wait.
+const LOOK: Duration = Duration::from_millis(500);
+
 /// The one gate of an agent, shared by everything that takes fencing tokens.
 pub type SharedGate = Arc<Mutex<Gate>>;
 
@@ -277,9 +280,9 @@ impl Inner {
             return Ok(paused);
         };
         let error = match failure.error {
-            ConsoleError::TimedOut { command: "PAUSE", .. } => {
-                PauseError::Busy { blockers: consoles::blockers(&self.options.consoles).await }
-            }
+            ConsoleError::TimedOut { command: "PAUSE", .. } => PauseError::Busy {
+                blockers: consoles::blockers(&self.options.consoles, LOOK).await,
+            },
             source => PauseError::Console { socket: failure.socket, source },
         };
         self.undo(error).await
@@ -374,6 +377,8 @@ async fn expire(inner: Arc<Inner>, timer: Timer) {
     const SHORTEST: Duration = Duration::from_millis(50);
     const LONGEST: Duration = Duration::from_secs(2);
     let mut pause = SHORTEST;
+    // Trouble that was logged already.
+    let mut told = None;
     loop {
         let due = inner.book().due(timer, Instant::now());
         match due {
@@ -397,9 +402,15 @@ async fn expire(inner: Arc<Inner>, timer: Timer) {
                     "attempt" => attempt.unwrap_or_else(|| "none".to_owned()));
                 return;
             }
-            Err(failure) => error!(inner.log, "cannot end a pause that has expired, trying on";
-                "event" => "pause.expire.fail", "socket" => %failure.socket.display(),
-                "error" => %chain(&failure.error), "retry_ms" => millis(pause)),
+            Err(failure) => {
+                let trouble = chain(&failure.error).to_string();
+                if told.as_ref() != Some(&trouble) {
+                    error!(inner.log, "cannot end a pause that nobody holds, trying until it ends";
+                        "event" => "pause.expire.fail", "socket" => %failure.socket.display(),
+                        "error" => &trouble);
+                    told = Some(trouble);
+                }
+            }
         }
         drop(turn);
         tokio::time::sleep(pause).await;

@@ -84,10 +84,11 @@ impl Renderer {
     /// its new content as a whole, and PgBouncer's own its old one.
     pub fn apply(&mut self, wanted: &Wanted) -> Result<Option<Before>, RenderError> {
         let new = self.render(wanted)?;
-        if let Some((texts, since)) = &self.rejected {
-            if *texts == new.texts && since.elapsed() < REJECTED_FOR {
-                return Err(RenderError::Rejected);
-            }
+        if let Some((texts, since)) = &self.rejected
+            && *texts == new.texts
+            && since.elapsed() < REJECTED_FOR
+        {
+            return Err(RenderError::Rejected);
         }
         let mut before = Before { texts: Vec::new(), rendered: self.current.clone() };
         for (template, text) in self.templates.iter().zip(&new.texts).rev() {

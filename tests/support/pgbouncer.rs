@@ -11,7 +11,7 @@ use pgcm::edge::pgbouncer::Console;
 
 use super::{
     eventually,
-    process::{Process, directory, postgres_user},
+    process::{Process, directory},
 };
 
 pub struct Pgbouncer {
@@ -90,9 +90,4 @@ pub async fn start_pgbouncer(port: u16, postgres: u16, extra: &str) -> Pgbouncer
     let mut pgbouncer = Pgbouncer::new(port, &databases, extra);
     pgbouncer.start().await;
     pgbouncer
-}
-
-/// Whether files that nobody may write can be had: root may write everything.
-pub fn runs_as_root() -> bool {
-    postgres_user().is_some()
 }

@@ -1,4 +1,4 @@
-//! A real Postgres, listening on 127.0.0.1.
+//! A real Postgres, listening on 127.0.0.1 and 127.0.0.2.
 
 use std::{path::Path, time::Duration};
 
@@ -25,7 +25,7 @@ pub async fn start_postgres() -> Postgres {
     Process::start(&initdb, &args, &dir.path().join("initdb.log"), true).finish("initdb");
     let sockets = dir.path().to_str().expect("UTF-8");
     let port_text = port.to_string();
-    let args = ["-D", data, "-p", &port_text, "-k", sockets, "-h", "127.0.0.1", "-F"];
+    let args = ["-D", data, "-p", &port_text, "-k", sockets, "-h", "127.0.0.1,127.0.0.2", "-F"];
     let log: &Path = &dir.path().join("log");
     let process = Process::start(&postgres_binary("postgres"), &args, log, true);
     let postgres = Postgres { _process: process.ending_with(Signal::SIGQUIT), _dir: dir, port };
