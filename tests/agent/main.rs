@@ -67,7 +67,8 @@ fn a_virgin_cluster_gets_its_first_primary_and_a_synchronous_standby() {
 #[test]
 fn every_action_from_the_stopped_and_the_missing_state() {
     let cluster = Cluster::new();
-    for (action, code) in [("monitor", 7), ("demote", 7), ("promote", 7), ("stop", 0), ("stop", 0)] {
+    for (action, code) in [("monitor", 7), ("demote", 7), ("promote", 7), ("stop", 0), ("stop", 0)]
+    {
         cluster.act("pg01", action).with(code);
     }
     for (action, code) in
