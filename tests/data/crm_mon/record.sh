@@ -158,6 +158,8 @@ boot() {
     docker cp -q /tmp/record-corosync.conf "$(box "$node"):/etc/corosync/corosync.conf" 2> /dev/null \
       || docker cp /tmp/record-corosync.conf "$(box "$node"):/etc/corosync/corosync.conf"
     on "$node" sh -c 'mkdir -p /run/postgresql && chown postgres: /run/postgresql'
+    # With Pacemaker 2.1.5 `crm_attribute -p` without a name fails (105), and with it the stock agent.
+    on "$node" sed -i 's|crm_attribute -p \$@|crm_attribute -p "$OCF_RESOURCE_INSTANCE" $@|' /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs
     docker cp "$here/../../../docker/image/files/usr/sbin/fence_pgcm_docker" "$(box "$node"):/usr/sbin/"
   done
 }
