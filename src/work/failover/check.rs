@@ -70,7 +70,7 @@ impl Failover {
             .findings
             .iter()
             .filter(|found| found.finding.severity == Severity::Refuse)
-            .map(|found| format!("{}: {}", found.by, found.finding.message))
+            .map(|found| format!("{} ({})", found.finding.check, found.by))
             .collect();
         {
             let mut state = self.state();
@@ -82,7 +82,8 @@ impl Failover {
         if refusing.is_empty() {
             return Ok(());
         }
-        Err(Trouble::new(TroubleKind::Refused, refusing.join("; ")))
+        let reason = format!("it must not begin because of {}", refusing.join(", "));
+        Err(Trouble::new(TroubleKind::Refused, reason))
     }
 
     /// The published view, or a finding about what is wrong with it.

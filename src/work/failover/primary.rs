@@ -134,6 +134,8 @@ impl Failover {
         dirty
     }
 
+    /// Who is primary, by the word of its own supervise where that answers: others may not see yet
+    /// that a demotion has begun.
     async fn settle(&self, until: Instant) -> Result<Primary, String> {
         let attempt = self.attempt();
         loop {
@@ -142,14 +144,32 @@ impl Failover {
                 let attempt = attempt.clone();
                 async move { agent.peer.settle(attempt, left, left + RETRY).await }
             };
-            match self.first("migrate", call).await {
-                Ok(primary) => return Ok(primary),
-                Err(errors) if Instant::now() + RETRY >= until => return Err(join(&errors)),
-                Err(errors) if errors.iter().all(|e| matches!(e, PeerError::Stale { .. })) => {
-                    return Err(join(&errors));
-                }
-                Err(_) => sleep(RETRY).await,
+            let errors = match self.first("migrate", call).await {
+                Ok(primary) => match self.confirm(primary, until).await {
+                    Ok(primary) => return Ok(primary),
+                    Err(error) => vec![error],
+                },
+                Err(errors) => errors,
+            };
+            let overtaken = errors.iter().all(|error| matches!(error, PeerError::Stale { .. }));
+            if overtaken || Instant::now() + RETRY >= until {
+                return Err(join(&errors));
             }
+            sleep(RETRY).await;
+        }
+    }
+
+    /// Asks the supervise of `primary` itself; one that cannot answer does not contradict.
+    async fn confirm(&self, primary: Primary, until: Instant) -> Result<Primary, PeerError> {
+        let agents = supervises(&self.state().agents, &[&primary.name]);
+        let Some(agent) = agents.into_iter().find(|agent| agent.host == primary.name) else {
+            return Ok(primary);
+        };
+        let left = until.saturating_duration_since(Instant::now()).min(CALL_GRACE);
+        match agent.peer.settle(self.attempt(), left, left + RETRY).await {
+            Ok(own) => Ok(own),
+            Err(PeerError::Unreachable { .. } | PeerError::TimedOut { .. }) => Ok(primary),
+            Err(error) => Err(error),
         }
     }
 
