@@ -1,5 +1,7 @@
 //! Publishing and moving, against a real etcd; crm_mon's output is replayed, Postgres' facts are given.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
+
 mod support;
 
 use std::{

@@ -69,6 +69,7 @@ node_in_standby() {
 
 # The postmaster of a standby is killed: Pacemaker notes the failure and starts it again.
 failed_actions() {
+  # shellcheck disable=SC2016  # the container expands it
   on pg03 sh -c 'kill -9 "$(head -1 '"$pgdata"'/postmaster.pid)"'
   eventually 40 sees pg02 'fail-count="[1-9]'; grace 1
   save failed-actions pg02
@@ -159,6 +160,7 @@ boot() {
       || docker cp /tmp/record-corosync.conf "$(box "$node"):/etc/corosync/corosync.conf"
     on "$node" sh -c 'mkdir -p /run/postgresql && chown postgres: /run/postgresql'
     # With Pacemaker 2.1.5 `crm_attribute -p` without a name fails (105), and with it the stock agent.
+    # shellcheck disable=SC2016  # the container expands it
     on "$node" sed -i 's|crm_attribute -p \$@|crm_attribute -p "$OCF_RESOURCE_INSTANCE" $@|' /usr/lib/ocf/lib/heartbeat/ocf-shellfuncs
     docker cp "$here/../../../docker/image/files/usr/sbin/fence_pgcm_docker" "$(box "$node"):/usr/sbin/"
   done
