@@ -178,3 +178,68 @@ impl PacemakerError {
         chain(self).to_string()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+
+    const LEGACY: &str = include_str!("../../tests/data/crm_mon/legacy/pgsql-trixie.xml");
+
+    /// Answers by a table: the first row whose word is among the arguments.
+    struct Table {
+        rows: Vec<(&'static str, i32, &'static str)>,
+        asked: Mutex<Vec<String>>,
+    }
+
+    impl Run for Table {
+        async fn run(&self, call: Call) -> Result<Output, CommandError> {
+            let line = format!("{} {}", call.program, call.args.join(" "));
+            let found = self.rows.iter().find(|(word, ..)| line.contains(word));
+            let &(_, status, stdout) = found.unwrap_or_else(|| panic!("nobody expected {line}"));
+            self.asked.lock().unwrap().push(line);
+            Ok(Output { status, stdout: stdout.to_owned(), stderr: String::new() })
+        }
+    }
+
+    fn pacemaker(rows: Vec<(&'static str, i32, &'static str)>) -> Pacemaker<Table> {
+        let table = Table { rows, asked: Mutex::default() };
+        let options =
+            PacemakerOptions { resource: "Postgresql".to_owned(), limit: Duration::from_secs(1) };
+        Pacemaker::new(table, options)
+    }
+
+    #[tokio::test]
+    async fn an_old_crm_mon_is_asked_the_old_way_from_then_on() {
+        let pacemaker = pacemaker(vec![("--output-as", 64, ""), ("--as-xml", 0, LEGACY)]);
+        for _ in 0..2 {
+            pacemaker.view().await.expect("a view");
+        }
+        let asked = pacemaker.run.asked.lock().unwrap().clone();
+        let old = "crm_mon --as-xml -1";
+        assert_eq!(asked, ["crm_mon --output-as=xml -1", old, old]);
+    }
+
+    #[tokio::test]
+    async fn a_schema_that_knows_only_the_old_role_name_gets_it() {
+        let rows = vec![("--as-xml", 0, LEGACY), ("role=\"Promoted\"", 78, ""), ("Master", 0, "")];
+        let pacemaker = pacemaker(rows);
+        pacemaker.legacy.store(true, Ordering::Relaxed);
+        let view = pacemaker.view().await.expect("a view");
+        pacemaker.move_to(&view, "pg02", "2026-11-20T21:00:00Z").await.expect("accepted");
+    }
+
+    #[tokio::test]
+    async fn a_refusal_of_cibadmin_is_quoted() {
+        let denied = "Call failed: Permission denied";
+        let pacemaker = pacemaker(vec![("--as-xml", 0, LEGACY), ("cibadmin", 4, denied)]);
+        pacemaker.legacy.store(true, Ordering::Relaxed);
+        let view = pacemaker.view().await.expect("a view");
+        let error = pacemaker.locations(&view).await.expect_err("denied");
+        assert_eq!(
+            error.to_string(),
+            "`cibadmin` ended with status 4: Call failed: Permission denied"
+        );
+    }
+}

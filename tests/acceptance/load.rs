@@ -28,6 +28,14 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
+    fn note(&mut self, begun: Instant, outcome: Result<(), String>, good: impl FnOnce(&mut Self)) {
+        self.longest_wait = self.longest_wait.max(begun.elapsed());
+        match outcome {
+            Ok(()) => good(self),
+            Err(error) => self.errors.push(error),
+        }
+    }
+
     /// How many acknowledged rows are not in the database.
     pub(crate) async fn lost(&self, cluster: &Cluster) -> usize {
         let client = connect(cluster).await.unwrap();
@@ -125,18 +133,10 @@ async fn commits(
         let id = format!("{name}-{number}");
         let begun = Instant::now();
         let committed = commit(&mut client, &address, &id).await;
-        let mut seen = seen.lock().unwrap();
-        seen.longest_wait = seen.longest_wait.max(begun.elapsed());
-        match committed {
-            Ok(()) => seen.acknowledged.push(id),
-            Err(error) => {
-                seen.errors.push(error);
-                client = None;
-            }
-        }
-        let failed = client.is_none();
-        drop(seen);
+        let failed = committed.is_err();
+        seen.lock().unwrap().note(begun, committed, |seen| seen.acknowledged.push(id));
         if failed {
+            client = None;
             tokio::time::sleep(RETRY).await;
         }
     }
@@ -160,15 +160,11 @@ async fn logins(address: String, seen: Arc<Mutex<Seen>>, stopped: watch::Receive
     while !*stopped.borrow() {
         let begun = Instant::now();
         let work = async { connect_to(&address).await?.simple_query("SELECT 1").await };
-        let outcome = tokio::time::timeout(PATIENCE, work).await;
-        let mut seen = seen.lock().unwrap();
-        seen.longest_wait = seen.longest_wait.max(begun.elapsed());
-        match outcome {
-            Ok(Ok(_)) => seen.logins += 1,
-            Ok(Err(error)) => seen.errors.push(format!("login: {error:?}")),
-            Err(_) => seen.errors.push(format!("login: no answer within {PATIENCE:?}")),
-        }
-        drop(seen);
+        let served = match tokio::time::timeout(PATIENCE, work).await {
+            Ok(done) => done.map(|_| ()).map_err(|error| format!("login: {error:?}")),
+            Err(_) => Err(format!("login: no answer within {PATIENCE:?}")),
+        };
+        seen.lock().unwrap().note(begun, served, |seen| seen.logins += 1);
         tokio::time::sleep(LOGIN_EVERY).await;
     }
 }

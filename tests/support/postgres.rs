@@ -11,7 +11,7 @@ use super::{
 
 pub struct Postgres {
     _process: Process,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
     pub port: u16,
 }
 
@@ -28,12 +28,19 @@ pub async fn start_postgres() -> Postgres {
     let args = ["-D", data, "-p", &port_text, "-k", sockets, "-h", "127.0.0.1,127.0.0.2", "-F"];
     let log: &Path = &dir.path().join("log");
     let process = Process::start(&postgres_binary("postgres"), &args, log, true);
-    let postgres = Postgres { _process: process.ending_with(Signal::SIGQUIT), _dir: dir, port };
+    let postgres = Postgres { _process: process.ending_with(Signal::SIGQUIT), dir, port };
     eventually(Duration::from_secs(20), "Postgres answers", || async {
         connect(postgres.port, "postgres").await.is_ok()
     })
     .await;
     postgres
+}
+
+impl Postgres {
+    /// Where its Unix socket is.
+    pub fn socket_dir(&self) -> &Path {
+        self.dir.path()
+    }
 }
 
 /// A client of whatever listens on `port`. Use `simple_query`: a pooler may stand in between.
