@@ -5,9 +5,10 @@ use std::{
     collections::HashSet,
     fmt,
     sync::{Arc, Mutex},
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
+use pgcm::edge::clock;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
@@ -75,7 +76,7 @@ impl Load {
         let seen = Arc::new(Mutex::new(Seen::default()));
         let (stop, stopped) = watch::channel(false);
         let address = cluster.address("app01").await;
-        let run = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_millis();
+        let run = clock::unix_ms();
         let mut clients = Vec::new();
         for client in 0..count {
             let name = format!("{run}-{client}");
