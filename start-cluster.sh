@@ -49,6 +49,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cluster=${PGCM_CLUSTER:-pgcm}
 network=$cluster
 label=pgcm.cluster=$cluster
+usr_volume=$cluster-usr
 pg_nodes=(pg01 pg02 pg03)
 nodes=("${pg_nodes[@]}" app01)
 invocation="./start-cluster.sh "
@@ -81,7 +82,7 @@ revive() {
     start_node "$node" || fail "$node does not start; see above"
   done
   for node in "${nodes[@]}"; do wait_until 60 "systemd on $node" booted "$node"; done
-  on_each update_pgcm "${nodes[@]}" || fail "pgcm could not be installed; see above"
+  update_pgcm || fail "pgcm could not be installed; see above"
 }
 
 # Nothing usable is there: builds everything.

@@ -81,16 +81,22 @@ collect_pgcm() {
   install -D -m 0755 "$root/resource-agents/alert" "$tree/usr/share/pgcm/alert"
   install -D -m 0644 -t "$tree/usr/lib/systemd/system" "$root"/config/pgcm-{supervise,proxy}.service
   pgcm_hash=$(pack "$tree" | sha256sum | cut -d' ' -f1)
-  mkdir -p "$tree/var/lib/playground"
-  echo "$pgcm_hash" > "$tree/var/lib/playground/pgcm.sha256"
+  echo "$pgcm_hash" > "$tree/usr/share/pgcm/playground.sha256"
 }
 
 install_pgcm() { pack "$work_dir/pgcm" | docker cp - "$(container "$1"):/"; }
 
-# Brings a running node to the pgcm at hand, and restarts its services if that changed anything.
-update_pgcm() {
-  [ "$(in_node "$1" cat /var/lib/playground/pgcm.sha256 2> /dev/null)" != "$pgcm_hash" ] || return 0
-  say "installing the new pgcm on $1"
-  install_pgcm "$1"
+restart_pgcm() {
   in_node "$1" sh -c 'systemctl daemon-reload && systemctl try-restart pgcm-supervise pgcm-proxy'
+}
+
+# Brings running nodes to the pgcm at hand, and restarts its services if that changed anything.
+update_pgcm() {
+  local node stale=()
+  for node in $(pgcm_hosts); do
+    [ "$(in_node "$node" cat /usr/share/pgcm/playground.sha256 2> /dev/null)" = "$pgcm_hash" ] || stale+=("$node")
+  done
+  [ ${#stale[@]} -gt 0 ] || return 0
+  say "installing the new pgcm"
+  on_each install_pgcm "${stale[@]}" && on_each restart_pgcm "${nodes[@]}"
 }

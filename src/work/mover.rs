@@ -23,11 +23,15 @@ use crate::{
     error::chain,
     model::{
         cluster::{ClusterView, Primary},
+        crm_mon::PacemakerView,
         successor::{self, NoSuccessor},
     },
     work::publish::CLUSTER,
 };
 
+/// What Pacemaker said while clients still worked is true enough for this long: asking again takes a
+/// tenth of a second and more, and the agent proves for itself what the move stands on.
+const PREPARED_FOR: Duration = Duration::from_secs(10);
 /// Pause between two looks while clients wait.
 const LOOK: Duration = Duration::from_millis(40);
 
@@ -59,15 +63,21 @@ pub struct Mover<R = Processes, P = Postgres> {
     log: Logger,
     /// The clone whose constraint this process made last.
     moved: Mutex<Option<String>>,
+    /// What Pacemaker said when the move was prepared, and when that was.
+    prepared: Mutex<Option<(Instant, PacemakerView)>>,
 }
 
 impl<R: Run> Mover<R, Postgres> {
-    /// Runs CHECKPOINT on this node's Postgres; returns how long it took.
+    /// Runs CHECKPOINT on this node's Postgres, and asks Pacemaker what a move that follows soon has to
+    /// know; returns how long the checkpoint took.
     ///
     /// # Errors
     /// [`MoveError::Postgres`] when it fails, or takes longer than `limit`.
     pub async fn prepare(&self, limit: Duration) -> Result<Duration, MoveError> {
-        self.postgres.checkpoint(limit).await.map_err(MoveError::Postgres)
+        let (took, view) = tokio::join!(self.postgres.checkpoint(limit), self.pacemaker.view());
+        *self.prepared.lock().unwrap_or_else(PoisonError::into_inner) =
+            view.ok().map(|view| (Instant::now(), view));
+        took.map_err(MoveError::Postgres)
     }
 }
 
@@ -80,7 +90,15 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         etcd: Arc<Etcd>,
         log: Logger,
     ) -> Self {
-        Self { node, pacemaker, postgres, etcd, log, moved: Mutex::new(None) }
+        Self {
+            node,
+            pacemaker,
+            postgres,
+            etcd,
+            log,
+            moved: Mutex::default(),
+            prepared: Mutex::default(),
+        }
     }
 
     /// Moves the promoted role to `target`, or to the synchronous standby.
@@ -99,8 +117,8 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         lifetime: Duration,
     ) -> Result<Primary, MoveError> {
         let begun = Instant::now();
-        let (view, facts) = tokio::join!(self.pacemaker.view(), self.postgres.facts());
-        let view = view.map_err(MoveError::Pacemaker)?;
+        let (view, facts) = tokio::join!(self.view_for_move(), self.postgres.facts());
+        let view = view?;
         if view.promoted() != [self.node.as_str()] {
             let primary = view.promoted().first().map(|&node| node.to_owned());
             return Err(MoveError::NotPrimaryHere { primary });
@@ -118,6 +136,15 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         info!(self.log, "the primary has moved"; "event" => "move.primary.done",
             "attempt" => attempt, "to" => &primary.name, "timeline" => primary.timeline);
         Ok(primary)
+    }
+
+    /// What Pacemaker said when the move was prepared, if that was just now, or else says now.
+    async fn view_for_move(&self) -> Result<PacemakerView, MoveError> {
+        let prepared = self.prepared.lock().unwrap_or_else(PoisonError::into_inner).take();
+        match prepared {
+            Some((at, view)) if at.elapsed() < PREPARED_FOR => Ok(view),
+            _ => self.pacemaker.view().await.map_err(MoveError::Pacemaker),
+        }
     }
 
     async fn published_after(

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::Instant};
 
 use super::{
     Failover, FailoverOptions,
@@ -11,7 +11,7 @@ use super::{
     pipeline::{Trouble, TroubleKind, millis},
 };
 use crate::{
-    edge::peer::{PeerError, pb},
+    edge::peer::{Peer, PeerError, pb},
     error::chain,
     model::{
         cluster::{ClusterView, Standby},
@@ -19,6 +19,9 @@ use crate::{
         registration::AgentKind,
     },
 };
+
+/// A supervise that nothing woke sees a new primary at its next poll; this long it may take.
+const CATCH_UP: Duration = Duration::from_secs(3);
 
 /// A finding and who found it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -112,7 +115,8 @@ impl Failover {
             .into_iter()
             .map(|words| found("failover", Finding::refuse("agent-address", words)))
             .collect();
-        let asked = self.ask_all(candidates).await;
+        let published = view.as_ref().ok().map(|view| view.primary.name.clone());
+        let asked = self.ask_all(candidates, published).await;
         let mut agents = Vec::new();
         for asked in asked {
             agents.extend(judge_agent(asked, view.as_ref().ok(), &mut findings).map(Arc::new));
@@ -123,7 +127,7 @@ impl Failover {
         Ok(World { view: view.ok(), agents, findings })
     }
 
-    async fn ask_all(&self, candidates: Vec<Candidate>) -> Vec<Asked> {
+    async fn ask_all(&self, candidates: Vec<Candidate>, published: Option<String>) -> Vec<Asked> {
         let limit = self.options.health_check_timeout;
         let terms = pb::CheckRequest {
             pause_timeout_ms: millis(self.options.pause_timeout),
@@ -134,7 +138,7 @@ impl Failover {
             candidates.iter().map(|candidate| candidate.peer.name().to_owned()).collect();
         let mut set = JoinSet::new();
         for candidate in candidates {
-            set.spawn(ask(candidate, terms.clone(), limit));
+            set.spawn(ask(candidate, terms.clone(), published.clone(), limit));
         }
         let mut all = Vec::new();
         self.awaiting("checks", &awaited);
@@ -150,11 +154,36 @@ impl Failover {
     }
 }
 
-async fn ask(candidate: Candidate, terms: pb::CheckRequest, limit: Duration) -> Asked {
+async fn ask(
+    candidate: Candidate,
+    terms: pb::CheckRequest,
+    published: Option<String>,
+    limit: Duration,
+) -> Asked {
     let peer = &candidate.peer;
-    let (health, findings, view) =
-        tokio::join!(peer.health(limit), peer.check(terms, limit), peer.view(limit));
+    let (health, findings, view) = tokio::join!(
+        peer.health(limit),
+        peer.check(terms, limit),
+        caught_up_view(peer, published.as_deref(), limit)
+    );
     Asked { name: peer.name().to_owned(), health, findings, view, candidate }
+}
+
+/// The view of an agent that may still be about to see the last change of the primary.
+async fn caught_up_view(
+    peer: &Peer,
+    published: Option<&str>,
+    limit: Duration,
+) -> Result<String, PeerError> {
+    let end = Instant::now() + limit.min(CATCH_UP);
+    loop {
+        let json = peer.view(limit).await?;
+        let seen = serde_json::from_str::<ClusterView>(&json).ok().map(|view| view.primary.name);
+        if seen.as_deref() == published || Instant::now() >= end {
+            return Ok(json);
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
 }
 
 /// Turns an agent's answers into findings; the agent itself if it can be worked with.

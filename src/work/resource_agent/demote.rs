@@ -32,15 +32,10 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         (_, Some(pid)) => pid,
         (_, None) => return after_a_crash(agent).await,
     };
-    // An early farewell: the attribute daemons work while the server writes its checkpoint.
-    let farewell = async {
-        let cib = agent.attributes.query().await?;
-        if heir(agent, &cib).is_some() {
-            step_back(agent).await?;
-        }
-        Ok::<_, AttributeError>(cib)
-    };
-    let (ended, cib) = tokio::join!(shutdown::end(agent, pid, agent.left() * 2 / 3), farewell);
+    // No attribute changes on the straight way: each would make Pacemaker think again while
+    // clients wait.
+    let (ended, cib) =
+        tokio::join!(shutdown::end(agent, pid, agent.left() * 2 / 3), agent.attributes.query());
     ended?;
     let cib = cib.unwrap_or_else(|error| {
         warn!(agent.log, "cannot read who is to be promoted";
@@ -92,7 +87,8 @@ async fn start_standby<R: Run + Clone>(
     Ok(())
 }
 
-/// Publishes where this primary stopped and lets the heir prove that it has everything up to there.
+/// Lets the heir prove that it has everything up to where this primary stopped; otherwise publishes
+/// that position, and takes the role back.
 async fn hand_over<R: Run + Clone>(agent: &Agent<R>, heir: Option<&Node>) -> Result<(), Failure> {
     let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
     if !control.cleanly_stopped_primary() {
@@ -101,14 +97,15 @@ async fn hand_over<R: Run + Clone>(agent: &Agent<R>, heir: Option<&Node>) -> Res
         return Ok(());
     }
     let stopped = Position { timeline: control.checkpoint_timeline, lsn: control.checkpoint };
+    if heir_holds(agent, heir, stopped).await {
+        return Ok(());
+    }
     let name = &agent.names().shutdown_lsn;
-    let mark = stopped.to_string();
-    let publish = agent.attributes.set(&agent.node, name, &mark);
-    let (published, holds) = tokio::join!(publish, heir_holds(agent, heir, stopped));
+    let published = agent.attributes.set(&agent.node, name, &stopped.to_string()).await;
     agent.tolerate("shutdown position", published);
     match heir {
-        Some(heir) if !holds => take_back(agent, heir, stopped).await,
-        _ => Ok(()),
+        Some(heir) => take_back(agent, heir, stopped).await,
+        None => Ok(()),
     }
 }
 

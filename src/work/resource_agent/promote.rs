@@ -13,7 +13,7 @@ use crate::{
     },
     error::chain,
     model::agent::{
-        cib::Cib,
+        cib::{Cib, Node},
         claim::{DataStatus, Score, Status},
         code::OcfCode,
         condition::Condition,
@@ -109,16 +109,28 @@ async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Resu
 async fn announce<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, baseline: Lsn) {
     let (names, attributes, node) = (agent.names(), &agent.attributes, &agent.node);
     let baseline = baseline.baseline();
-    let (score, status, baseline, ()) = tokio::join!(
+    let (score, status, baseline, (), ()) = tokio::join!(
         attributes.set_score(node, Score::PRIMARY),
         attributes.set(node, &names.status, Status::Primary.as_str()),
         attributes.set(node, &names.baseline, &baseline),
+        unseat(agent, cib),
         forget_stopped(agent, cib),
     );
     for (what, result) in
         [("promotion score", score), ("status", status), ("master baseline", baseline)]
     {
         agent.tolerate(what, result);
+    }
+}
+
+/// Ends the old primary's status. It does not do so itself: while it is demoted, a changed attribute
+/// would make Pacemaker think again before it promotes.
+async fn unseat<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+    let names = agent.names();
+    let old = |node: &&Node| node.name != agent.node && node.status(names) == Some(Status::Primary);
+    for node in cib.nodes.values().filter(old) {
+        let set = agent.attributes.set(&node.name, &names.status, Status::Alone.as_str()).await;
+        agent.tolerate("status of the old primary", set);
     }
 }
 

@@ -42,6 +42,9 @@ pub(super) async fn duties<R: Run + Clone>(agent: &Agent<R>, state: &State) -> R
     }
     if state.receives {
         let _ = fs::remove_file(agent.alone_file());
+        if primary.is_some() {
+            stop_claiming_to_be_primary(agent, &cib).await;
+        }
         return Ok(());
     }
     tell_alone(agent, &cib).await;
@@ -70,6 +73,16 @@ pub(super) fn repoint<R: Run + Clone>(
         agent.postmaster.signal(pid, Signal::SIGHUP)?;
     }
     Ok(true)
+}
+
+/// Corrects the status of a demoted primary that its successor has not corrected. Before there is a
+/// successor nothing may change, or Pacemaker would think again while clients wait.
+async fn stop_claiming_to_be_primary<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+    let names = agent.names();
+    if cib.node(&agent.node).and_then(|own| own.status(names)) == Some(Status::Primary) {
+        let set = agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()).await;
+        agent.tolerate("status", set);
+    }
 }
 
 /// Shows that this standby follows nobody. A claim to every acknowledged commit is only the
