@@ -86,13 +86,26 @@ pub fn decide(
     match hold(view, this_node, local) {
         Ok(facts) => Decision::Publish(ClusterView {
             primary: Primary { name: this_node.to_owned(), address, timeline: facts.timeline },
-            standbys: facts.standbys.clone(),
+            standbys: facts.standbys.iter().map(|standby| as_agent_says(view, standby)).collect(),
             quorum: view.quorum,
             system_identifier: facts.system_identifier.clone(),
             observed_at: String::new(),
         }),
         Err(hold) => Decision::Hold(hold),
     }
+}
+
+/// Our agent names one synchronous standby only, so that Postgres calls the others `async`, also those
+/// that the agent would make synchronous next.
+fn as_agent_says(view: &PacemakerView, standby: &Standby) -> Standby {
+    let mut standby = standby.clone();
+    let is_potential = view
+        .node(&standby.name)
+        .is_some_and(|node| node.attributes.values().any(|value| value == "HS:potential"));
+    if standby.sync_state == "async" && is_potential {
+        "potential".clone_into(&mut standby.sync_state);
+    }
+    standby
 }
 
 fn hold<'a>(

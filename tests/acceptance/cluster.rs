@@ -141,7 +141,7 @@ impl Cluster {
         let agents = status["agents"].as_array().map_or(0, Vec::len);
         let healthy = status["problems"].as_array().is_some_and(Vec::is_empty);
         let whole = with("sync") == 1
-            && with("potential") + with("async") == 1
+            && with("potential") == 1
             && agents == NODES.len() + MACHINES.len()
             && healthy
             && status["failover"].is_null();

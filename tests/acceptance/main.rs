@@ -45,7 +45,7 @@ async fn etcd_crm_mon_and_status_agree() {
         assert!(crm_mon.contains(&format!(": {value}\n")), "{value} in:\n{crm_mon}");
     }
     let baseline = crm_mon.lines().find(|line| line.contains("Postgresql-master-baseline"));
-    let digits = baseline.and_then(|line| line.rsplit(' ').next()).unwrap_or_default();
+    let digits = baseline.and_then(|line| line.trim().rsplit(' ').next()).unwrap_or_default();
     assert!(digits.len() == 16 && digits.bytes().all(|b| b.is_ascii_hexdigit()), "{crm_mon}");
 }
 

@@ -204,19 +204,25 @@ impl fmt::Display for Plan {
             or_none(&self.from),
             or_none(&self.to)
         )?;
+        writeln!(f, "    prepare    CHECKPOINT on both, at most {} ms", self.prepare_timeout_ms)?;
         for (place, pause) in self.pause.iter().enumerate() {
-            writeln!(f, "    hold {:>2}. {} ({:?} tier)", place + 1, pause.agent, pause.tier)?;
+            let tier = match pause.tier {
+                Tier::App => "application",
+                Tier::Postgres => "Postgres node",
+            };
+            writeln!(f, "    pause      {}. {} ({tier})", place + 1, pause.agent)?;
         }
         writeln!(
             f,
-            "    limits: checkpoint {} ms, open transactions {} ms, move {} ms, clients held {} ms \
-             at most, old primary back {} ms",
-            self.prepare_timeout_ms,
-            self.pause_timeout_ms,
-            self.pacemaker_timeout_ms,
-            self.pause_expiry_ms,
-            self.verify_timeout_ms
-        )
+            "    migrate    at most {} ms, after at most {} ms for open transactions",
+            self.pacemaker_timeout_ms, self.pause_timeout_ms
+        )?;
+        writeln!(
+            f,
+            "    resume     each as soon as it follows; at most {} ms after the pause in any case",
+            self.pause_expiry_ms
+        )?;
+        writeln!(f, "    verify     the old primary streams, at most {} ms", self.verify_timeout_ms)
     }
 }
 
