@@ -174,14 +174,11 @@ impl Cluster {
         constraints.matches("id=\"pgcm-move").count() + constraints.matches("id=\"cli-").count()
     }
 
+    /// Makes sure that every PgBouncer lets queries through.
     pub(crate) async fn nothing_paused(&self) {
+        let query = "PGPASSWORD=app timeout 5 psql -h 127.0.0.1 -p 6432 -U app -Atc 'SELECT 1' app";
         for machine in MACHINES {
-            let console = ["-h", "/var/run/postgresql", "-p", "6432", "-U", "pgbouncer", "-At"];
-            let mut command = vec!["runuser", "-u", "postgres", "--", "psql"];
-            command.extend(console);
-            command.extend(["-d", "pgbouncer", "-c", "SHOW STATE"]);
-            let state = self.exec(machine, &command).await.done();
-            assert!(state.contains("paused|no"), "{machine}: {state}");
+            assert_eq!(self.exec(machine, &["bash", "-c", query]).await.done().trim(), "1");
         }
     }
 
