@@ -3,9 +3,11 @@
 # The acceptance cluster has a name of its own: a playground that somebody has running is left alone.
 export PGCM_CLUSTER ?= pgcm-test
 DEBIAN ?= trixie
-SCRIPTS := start-cluster.sh $(shell git ls-files docker resource-agents tests .ci | xargs -r grep -lE '^\#!.*\b(ba)?sh\b' 2>/dev/null)
+# Every shell file of the checkout, by its first line or by what it tells shellcheck.
+SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
-INTEGRATION := etcd publish pgbouncer proxy failover agent
+INTEGRATION := etcd postgres pgbouncer publish proxy failover agent
+RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 
 .PHONY: help setup check unit integration acceptance test config bench package
 
@@ -18,15 +20,15 @@ setup: ## install what builds and tests need (Debian packages)
 check: setup ## formatting, clippy with warnings denied, shellcheck
 	cargo fmt --all -- --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
-	shellcheck $(SCRIPTS)
+	shellcheck -x $(SCRIPTS)
 
 unit: setup ## pure decisions, recorded output, the command line
-	cargo test --locked --lib --bins --test layers --test shipped_config --test cli --test crm_mon
+	cargo test --locked --lib --bins --test layers --test shipped_config --test cli
 
 integration: setup ## against real programs, inside a container of the node image
 	./start-cluster.sh image --debian $(DEBIAN)
-	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node $(DEBIAN)" \
-	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node $(DEBIAN)" \
+	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
+	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
 	  cargo test --locked $(INTEGRATION:%=--test %)
 
 acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the other release

@@ -61,10 +61,14 @@ pub(super) struct Daemon {
 }
 
 impl Daemon {
-    pub(super) fn new(config: &Config, kind: AgentKind, log: Logger) -> Result<Self, DaemonError> {
+    pub(super) async fn new(
+        config: &Config,
+        kind: AgentKind,
+        log: Logger,
+    ) -> Result<Self, DaemonError> {
         let (switch, stop) = Stop::new();
         Ok(Self {
-            identity: super::parts::identity(config)?,
+            identity: super::parts::identity(config).await?,
             etcd: super::parts::etcd(config)?,
             gate: Arc::new(Mutex::new(Gate::default())),
             token: super::parts::token(config)?,

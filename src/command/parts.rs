@@ -1,15 +1,13 @@
 //! Pieces that several subcommands make from the configuration.
 
-use std::{
-    net::{IpAddr, ToSocketAddrs},
-    sync::Arc,
-};
+use std::{net::IpAddr, sync::Arc};
 
 use slog::Level;
 
 use crate::{
     config::Config,
     edge::{
+        address::{self, AddressError},
         etcd::{Etcd, EtcdOptions},
         files::{self, FileError},
     },
@@ -19,22 +17,9 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub(super) enum PartsError {
     #[error("cannot tell this machine's name; set node.name")]
-    NoName(#[source] nix::Error),
-    #[error("cannot resolve this machine's name `{name}`; set node.address")]
-    NoAddress {
-        name: String,
-        #[source]
-        source: std::io::Error,
-    },
-    #[error(
-        "this machine's name `{name}` resolves to {} addresses that others could use ({}); \
-         set node.address to the one that clients reach", .found.len(), join(.found)
-    )]
-    Ambiguous { name: String, found: Vec<IpAddr> },
-}
-
-fn join(addresses: &[IpAddr]) -> String {
-    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+    NoName(#[source] AddressError),
+    #[error("cannot tell at which address others reach this machine; set node.address")]
+    NoAddress(#[source] AddressError),
 }
 
 /// Who this machine is.
@@ -44,32 +29,22 @@ pub(super) struct Identity {
     pub(super) address: IpAddr,
 }
 
-pub(super) fn identity(config: &Config) -> Result<Identity, PartsError> {
+/// # Errors
+/// When the configuration does not say it and the host name does not resolve to one address.
+pub(super) async fn identity(config: &Config) -> Result<Identity, PartsError> {
     let name = node_name(config)?;
-    if let Ok(address) = config.node.address.parse() {
-        return Ok(Identity { name, address });
-    }
-    let resolved = (name.as_str(), 0)
-        .to_socket_addrs()
-        .map_err(|source| PartsError::NoAddress { name: name.clone(), source })?;
-    let mut found: Vec<IpAddr> = resolved
-        .map(|resolved| resolved.ip())
-        .filter(|address| address.is_ipv4() && !address.is_loopback())
-        .collect();
-    found.sort_unstable();
-    found.dedup();
-    match found[..] {
-        [address] => Ok(Identity { name, address }),
-        _ => Err(PartsError::Ambiguous { name, found }),
-    }
+    let address = match config.node.address.parse() {
+        Ok(address) => address,
+        Err(_) => IpAddr::V4(address::own_ipv4(&name).await.map_err(PartsError::NoAddress)?),
+    };
+    Ok(Identity { name, address })
 }
 
 pub(super) fn node_name(config: &Config) -> Result<String, PartsError> {
     if !config.node.name.is_empty() {
         return Ok(config.node.name.clone());
     }
-    let host = nix::unistd::gethostname().map_err(PartsError::NoName)?;
-    Ok(host.to_string_lossy().into_owned())
+    address::host_name().map_err(PartsError::NoName)
 }
 
 pub(super) fn etcd(config: &Config) -> Result<Arc<Etcd>, FileError> {

@@ -35,7 +35,7 @@ pub(super) async fn run(config: Config, log: Logger) -> Exit {
 }
 
 async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
-    let mut daemon = Daemon::new(config, AgentKind::Proxy, log.clone())?;
+    let mut daemon = Daemon::new(config, AgentKind::Proxy, log.clone()).await?;
     info!(log, "keeping PgBouncer pointed at the primary"; "event" => "daemon.start",
         "host" => &daemon.identity.name, "version" => env!("CARGO_PKG_VERSION"));
     let consoles = daemon::consoles(config);

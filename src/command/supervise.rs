@@ -41,7 +41,7 @@ pub(super) async fn run(config: Config, log: Logger) -> Exit {
 }
 
 async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
-    let mut daemon = Daemon::new(config, AgentKind::Supervise, log.clone())?;
+    let mut daemon = Daemon::new(config, AgentKind::Supervise, log.clone()).await?;
     let node = daemon.identity.name.clone();
     let pacemaker = Arc::new(Pacemaker::new(Processes, pacemaker_options(config)));
     let postgres = Arc::new(Postgres::new(postgres_options(config)));

@@ -16,7 +16,7 @@ pub enum AddressError {
         #[source]
         source: io::Error,
     },
-    #[error("the host name {host} resolves to {found}; set the address explicitly")]
+    #[error("the host name {host} resolves to {found}")]
     NotOne { host: String, found: String },
 }
 

@@ -69,6 +69,8 @@ pub(crate) fn bindir() -> PathBuf {
     Path::new("/usr/lib/postgresql").join(version).join("bin")
 }
 
+const REFUSE_REPLICATION: &str = "host replication all all reject\n";
+
 const CIB: &str = r#"<cib crm_feature_set="3.0.14" validate-with="pacemaker-3.0" epoch="1"
  num_updates="0" admin_epoch="0"><configuration><crm_config/><nodes><node id="1" uname="pg01"/>
 <node id="2" uname="pg02"/><node id="3" uname="pg03"/></nodes><resources/><constraints/>
@@ -266,6 +268,23 @@ impl Cluster {
         eventually(Duration::from_secs(10), "the backends end with their postmaster", || {
             self.act_with(node, "monitor", &[("OCF_RESKEY_CRM_meta_interval", "0")]).code == 7
         });
+    }
+
+    /// Lets no standby connect to `node` any more.
+    pub(crate) fn refuse_replication(&self, node: &str) {
+        self.edit_hba(node, |old| format!("{REFUSE_REPLICATION}{old}"));
+    }
+
+    /// Undoes [`Self::refuse_replication`].
+    pub(crate) fn accept_replication(&self, node: &str) {
+        self.edit_hba(node, |old| old.replace(REFUSE_REPLICATION, ""));
+    }
+
+    fn edit_hba(&self, node: &str, edit: impl FnOnce(&str) -> String) {
+        let path = self.data(node).join("pg_hba.conf");
+        let old = fs::read_to_string(&path).expect("made by initdb");
+        fs::write(path, edit(&old)).expect("written");
+        self.sql(node, "select pg_reload_conf()");
     }
 
     pub(crate) fn data(&self, node: &str) -> PathBuf {

@@ -178,7 +178,7 @@ impl<R: Run + Clone> Agent<R> {
         }
         let found = async { address::own_ipv4(&address::host_name()?).await };
         found.await.map(IpAddr::V4).map_err(|error| {
-            let reason = format!("{} (parameter `address`)", chain(&error));
+            let reason = format!("{}; set the parameter `address`", chain(&error));
             Failure::new(OcfCode::Arguments, reason)
         })
     }
