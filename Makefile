@@ -9,7 +9,7 @@ SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shell
 INTEGRATION := etcd postgres pgbouncer publish proxy failover agent
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 
-.PHONY: help setup check unit integration acceptance test config bench package
+.PHONY: help setup check unit integration acceptance test config
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14

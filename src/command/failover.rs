@@ -27,7 +27,7 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
     let config = match overridden(config, &args) {
         Ok(config) => config,
         Err(problems) => {
-            eprintln!("pgcm: {}", problems.join("; "));
+            eprintln!("pgcm: flags and configuration together: {}", problems.join("; "));
             return Exit::Usage;
         }
     };

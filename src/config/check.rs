@@ -1,6 +1,9 @@
 //! Relations between settings, each with what to do about it.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use super::{Config, section::Span};
 
@@ -13,12 +16,16 @@ pub fn problems(config: &Config) -> Vec<String> {
     found
 }
 
+/// No span may be longer: agents refuse to hold clients, or to be kept busy, beyond it.
+const CEILING: Duration = Duration::from_secs(600);
+
 fn limits(config: &Config, found: &mut Vec<String>) {
     let failover = &config.failover;
-    let positive: [(&str, Span); 12] = [
+    let positive: [(&str, Span); 15] = [
         ("etcd.call-timeout", config.etcd.call_timeout),
         ("pacemaker.poll-interval", config.pacemaker.poll_interval),
         ("pacemaker.command-timeout", config.pacemaker.command_timeout),
+        ("pacemaker.constraint-lifetime", config.pacemaker.constraint_lifetime),
         ("postgres.query-timeout", config.postgres.query_timeout),
         ("pgbouncer.query-timeout", config.pgbouncer.query_timeout),
         ("proxy.poll-interval", config.proxy.poll_interval),
@@ -28,10 +35,22 @@ fn limits(config: &Config, found: &mut Vec<String>) {
         ("failover.pause-expiry", failover.pause_expiry),
         ("failover.resume-timeout", failover.resume_timeout),
         ("failover.pacemaker-timeout", failover.pacemaker_timeout),
+        ("failover.verify-timeout", failover.verify_timeout),
+        ("failover.watch-interval", failover.watch_interval),
+    ];
+    let other = [
+        ("failover.lock-timeout", failover.lock_timeout),
+        ("failover.lock-lease", failover.lock_lease),
+        ("api.registration-ttl", config.api.registration_ttl),
     ];
     for (key, span) in positive {
         if span.get().is_zero() {
             found.push(format!("{key} must be more than zero"));
+        }
+    }
+    for (key, span) in positive.into_iter().chain(other) {
+        if span.get() > CEILING {
+            found.push(format!("{key} is {span}; it must be at most 10m"));
         }
     }
     for (key, span) in [

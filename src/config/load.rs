@@ -80,4 +80,10 @@ mod tests {
         let error = refused("[failover]\npause-timeout = \"30s\"\n");
         assert!(error.contains("pause-timeout") && error.contains("pause-expiry"), "{error}");
     }
+
+    #[test]
+    fn a_limit_beyond_what_agents_accept_is_refused() {
+        let error = refused("[pacemaker]\nconstraint-lifetime = \"15m\"\n");
+        assert!(error.contains("constraint-lifetime") && error.contains("10m"), "{error}");
+    }
 }

@@ -38,6 +38,12 @@ impl<R: Run> Attributes<R> {
         Cib::parse(&output.stdout).map_err(AttributeError::Cib)
     }
 
+    /// Whether this node's side of the cluster has quorum, as the membership layer says now: the CIB's own
+    /// word is written by the controller, and lags.
+    pub async fn has_quorum(&self) -> Result<bool, AttributeError> {
+        Ok(self.call("crm_node", &["--quorum"]).await?.stdout.trim() == "1")
+    }
+
     /// Sets a transient attribute; the CIB shows it a little later.
     pub async fn set(&self, node: &str, name: &str, value: &str) -> Result<(), AttributeError> {
         // Joined by `=`, or a value such as -INFINITY would be taken for an option.

@@ -4,6 +4,11 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+/// Key of the primary's address, below the namespace.
+pub const MASTER: &str = "/master";
+/// Key of the view, below the namespace.
+pub const CLUSTER: &str = "/cluster";
+
 /// Who is primary and who follows, as the primary's supervise saw it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {

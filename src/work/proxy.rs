@@ -24,15 +24,11 @@ use crate::{
     error::chain,
     model::{
         attempt::LOCK,
+        cluster::{CLUSTER, MASTER},
         pgbouncer_ini::Database,
         wanted::{Wanted, wanted},
     },
 };
-
-/// The primary's address in etcd, below the namespace.
-pub const MASTER: &str = "/master";
-/// The view in etcd, below the namespace.
-pub const CLUSTER: &str = "/cluster";
 
 /// What a [`Proxy`] renders and whom it tells.
 #[derive(Debug, Clone)]

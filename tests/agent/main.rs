@@ -197,6 +197,19 @@ fn a_standby_behind_a_stopped_primary_is_not_promoted() {
 }
 
 #[test]
+fn without_quorum_the_primary_goes_on_waiting_for_a_lost_standby() {
+    let cluster = Cluster::pair();
+    cluster.crash("pg02");
+    fs::write(cluster.path("quorum"), "0").expect("written");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("100"));
+    fs::remove_file(cluster.path("quorum")).expect("removed");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "");
+}
+
+#[test]
 fn a_lost_standby_is_unpromotable_in_the_cib_before_the_primary_stops_waiting() {
     let cluster = Cluster::pair();
     cluster.crash("pg02");

@@ -21,8 +21,6 @@ pub enum OcfCode {
     NotRunning,
     /// Running as the primary.
     RunningPromoted,
-    /// The primary is failed and must be demoted and stopped.
-    FailedPromoted,
 }
 
 impl OcfCode {
@@ -38,7 +36,6 @@ impl OcfCode {
             Self::Configured => 6,
             Self::NotRunning => 7,
             Self::RunningPromoted => 8,
-            Self::FailedPromoted => 9,
         }
     }
 }

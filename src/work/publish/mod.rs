@@ -17,6 +17,7 @@ use tokio::{
 
 pub use self::latest::{Latest, Lock, Outcome, Stored};
 use self::story::Story;
+pub use crate::model::cluster::{CLUSTER, MASTER};
 use crate::{
     edge::{
         clock,
@@ -35,11 +36,6 @@ use crate::{
     },
     work::shutdown::Stop,
 };
-
-/// Key of the primary's address, below the namespace.
-pub const MASTER: &str = "/master";
-/// Key of the view, below the namespace.
-pub const CLUSTER: &str = "/cluster";
 
 /// A view is written again when it is older than this, although nothing changed.
 const REFRESH: Duration = Duration::from_secs(10);
@@ -281,14 +277,6 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             Some(location) => self.pacemaker.forget_move(&location.resource).await,
             None => Ok(false),
         }
-    }
-}
-
-/// The hold that `latest` ended in, if it did.
-pub fn held(latest: &Latest) -> Option<&Hold> {
-    match &latest.outcome {
-        Outcome::Held(hold) => Some(hold),
-        _ => None,
     }
 }
 

@@ -17,6 +17,7 @@ use crate::{
         claim::{DataStatus, Score, Status},
         code::OcfCode,
         condition::Condition,
+        control_data::ControlData,
         election::holds_shutdown,
         lsn::Position,
     },
@@ -43,7 +44,10 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         Cib::default()
     });
     let heir = heir(agent, &cib);
-    let (proven, started) = tokio::join!(hand_over(agent, heir), start_standby(agent, heir));
+    // Before anything starts again, and with it changes what the file says.
+    let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
+    let (proven, started) =
+        tokio::join!(hand_over(agent, heir, &control), start_standby(agent, heir));
     proven?;
     started?;
     agent.poke();
@@ -89,8 +93,11 @@ async fn start_standby<R: Run + Clone>(
 
 /// Lets the heir prove that it has everything up to where this primary stopped; otherwise publishes
 /// that position, and takes the role back.
-async fn hand_over<R: Run + Clone>(agent: &Agent<R>, heir: Option<&Node>) -> Result<(), Failure> {
-    let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
+async fn hand_over<R: Run + Clone>(
+    agent: &Agent<R>,
+    heir: Option<&Node>,
+    control: &ControlData,
+) -> Result<(), Failure> {
     if !control.cleanly_stopped_primary() {
         warn!(agent.log, "the primary did not stop cleanly, nothing can be proven by position";
             "event" => "agent.demote.unclean");

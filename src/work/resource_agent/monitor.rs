@@ -46,7 +46,7 @@ pub(super) async fn run<R: Run + Clone>(
             _ => standby::duties(agent, &state).await,
         };
         if let Err(failure) = duties {
-            if failure.code == OcfCode::FailedPromoted || found == Condition::Standby {
+            if found == Condition::Standby {
                 return Err(failure);
             }
             warn!(agent.log, "cannot keep replication in order, the next monitor tries again";

@@ -51,6 +51,13 @@ pub(super) async fn duties<R: Run + Clone>(
         state = local.state().await?;
     }
     let steps = plan(view(agent, &cib, &state, &waits_for(&state)));
+    let changes_waiting = steps.iter().any(|step| matches!(step, Step::WaitFor(_)));
+    if changes_waiting && !agent.attributes.has_quorum().await? {
+        // The other side may be promoting the very standby that this one would stop waiting for.
+        warn!(agent.log, "without quorum the primary goes on waiting for its standby";
+            "event" => "agent.replication.no_quorum");
+        return Ok(());
+    }
     for step in steps {
         carry_out(agent, local, step).await?;
     }

@@ -113,7 +113,10 @@ async fn fail_if_diverged<R: Run + Clone>(
         // The primary cannot be reached: that is not this standby's fault.
         return Ok(());
     };
-    let control = agent.postmaster.control_data(limit).await?;
+    let Ok(control) = agent.postmaster.control_data(limit).await else {
+        // A slow disk is no proof either.
+        return Ok(());
+    };
     let received = agent.received(state.position, state.checkpoint_timeline);
     // The position is where the next record would begin; the last one began before it.
     let last_record = crate::model::agent::lsn::Lsn(received.lsn.0.saturating_sub(1));
