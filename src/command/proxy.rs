@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use prometheus::{Gauge, IntGauge};
+use prometheus::{Gauge, IntCounter, IntGauge};
 use slog::{Logger, info};
 use tokio::sync::watch;
 
@@ -75,16 +75,22 @@ fn templates(config: &Config) -> Vec<Template> {
     config.proxy.templates.iter().map(template).collect()
 }
 
+/// Brings a counter up to what was counted elsewhere.
+fn raise(counter: &IntCounter, counted: u64) {
+    counter.inc_by(counted.saturating_sub(counter.get()));
+}
+
 struct ProxyPage {
     state: watch::Receiver<ProxyState>,
     pause: watch::Receiver<PauseStatus>,
     metrics: Metrics,
     paused: IntGauge,
     following: IntGauge,
-    writes: IntGauge,
-    reloads: IntGauge,
-    pauses: IntGauge,
-    expiries: IntGauge,
+    writes: IntCounter,
+    reloads: IntCounter,
+    pauses: IntCounter,
+    failures: IntCounter,
+    expiries: IntCounter,
     proven: Gauge,
 }
 
@@ -98,12 +104,16 @@ impl ProxyPage {
             following: metrics
                 .gauge("pgcm_pgbouncer_following", "Whether PgBouncer was last seen to follow."),
             writes: metrics
-                .gauge("pgcm_proxy_writes", "Times that rendered files changed since the start."),
-            reloads: metrics.gauge("pgcm_proxy_reloads", "RELOADs since the start."),
-            pauses: metrics.gauge("pgcm_pgbouncer_pauses", "Proven pauses since the start."),
-            expiries: metrics.gauge(
-                "pgcm_pgbouncer_pause_expiries",
-                "Pauses since the start that nobody ended but their expiry.",
+                .counter("pgcm_proxy_writes_total", "Times that rendered files changed."),
+            reloads: metrics.counter("pgcm_pgbouncer_reloads_total", "RELOADs sent to PgBouncer."),
+            pauses: metrics.counter("pgcm_pgbouncer_pauses_total", "Pauses that were proven."),
+            failures: metrics.counter(
+                "pgcm_pgbouncer_pause_failures_total",
+                "Pauses that failed and were undone.",
+            ),
+            expiries: metrics.counter(
+                "pgcm_pgbouncer_pause_expiries_total",
+                "Pauses that nobody ended but their expiry.",
             ),
             proven: metrics.timestamp(
                 "pgcm_pgbouncer_last_proven_timestamp_seconds",
@@ -116,14 +126,14 @@ impl ProxyPage {
 
 impl Page for ProxyPage {
     fn metrics(&self) -> String {
-        let count = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
         let (state, pause) = (self.state.borrow().clone(), self.pause.borrow().clone());
         self.paused.set(i64::from(pause.paused));
         self.following.set(i64::from(state.proven));
-        self.writes.set(count(state.writes));
-        self.reloads.set(count(state.reloads));
-        self.pauses.set(count(pause.pauses));
-        self.expiries.set(count(pause.expiries));
+        raise(&self.writes, state.writes);
+        raise(&self.reloads, state.reloads);
+        raise(&self.pauses, pause.pauses);
+        raise(&self.failures, pause.failures);
+        raise(&self.expiries, pause.expiries);
         self.proven.set(seconds(state.proven_unix_ms));
         self.metrics.text()
     }

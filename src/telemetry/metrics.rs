@@ -1,7 +1,7 @@
 //! Every metric with its help, in Prometheus' text format.
 
 use prometheus::{
-    Gauge, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    Gauge, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder, core::Collector,
 };
 
 /// The metrics of one daemon.
@@ -26,9 +26,9 @@ impl Metrics {
         self.known(IntCounterVec::new(Opts::new(name, help), &[label]))
     }
 
-    /// Numbers that go up and down, by the values of one label.
-    pub fn gauges(&self, name: &str, help: &str, label: &str) -> IntGaugeVec {
-        self.known(IntGaugeVec::new(Opts::new(name, help), &[label]))
+    /// A count; its name ends in `_total`.
+    pub fn counter(&self, name: &str, help: &str) -> IntCounter {
+        self.known(IntCounter::new(name, help))
     }
 
     /// All metrics as text.

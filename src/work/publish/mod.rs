@@ -32,7 +32,7 @@ use crate::{
         attempt::LOCK,
         cluster::ClusterView,
         crm_mon::PacemakerView,
-        primary::{Decision, Hold, decide, may_replace},
+        primary::{Decision, decide, may_replace},
     },
     work::shutdown::Stop,
 };
