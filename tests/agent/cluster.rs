@@ -125,6 +125,7 @@ impl Cluster {
             ("cibadmin", include_str!("stand-ins/cibadmin")),
             ("crm_attribute", include_str!("stand-ins/crm_attribute")),
             ("attrd_updater", include_str!("stand-ins/attrd_updater")),
+            ("crm_node", include_str!("stand-ins/crm_node")),
         ] {
             let path = cluster.path("bin").join(name);
             fs::create_dir_all(cluster.path("bin")).expect("created");
