@@ -185,6 +185,18 @@ async fn a_resume_ends_a_pause_that_is_still_draining() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_arrives_after_its_own_resume_holds_nobody() {
+    let (_postgres, pgbouncer) = setup().await;
+    let pauser = pauser(&[&pgbouncer]);
+    pauser.resume(&claim("a", 1)).await.unwrap();
+    let error = pauser.pause(&claim("a", 1), SHORT, LONG).await.unwrap_err();
+    assert!(matches!(error, PauseError::Ended { .. }), "{error:?}");
+    assert_eq!(flow(&pgbouncer).await, Flow::Active);
+    pauser.pause(&claim("b", 2), SHORT, LONG).await.expect("the next attempt is free to pause");
+    pauser.resume(&claim("b", 2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_starting_agent_resumes_an_orphaned_pause() {
     let (_postgres, pgbouncer) = setup().await;
     pgbouncer.console().connect().await.unwrap().pause(SECOND).await.unwrap();

@@ -21,7 +21,7 @@ use crate::{
     model::{
         attempt::{Attempt, LOCK},
         console::Blocker,
-        pause::{Claim, Due, Gate, PauseBook, StaleToken, Timer},
+        pause::{Claim, Due, Gate, NotBegun, PauseBook, StaleToken, Taken, Timer},
     },
 };
 
@@ -65,6 +65,8 @@ pub enum PauseError {
     Taken { attempt: String },
     #[error("a resume arrived while the pause was being made; traffic flows")]
     Superseded,
+    #[error("the pause arrived after the resume of its own attempt {attempt}; nothing was touched")]
+    Ended { attempt: String },
     #[error("the pause limits make no sense: {reason}")]
     Limits { reason: &'static str },
     #[error("the PgBouncer at {socket} refused; traffic flows", socket = .socket.display())]
@@ -142,8 +144,9 @@ impl Pauser {
     /// `timeout` bounds the wait for open transactions, `expiry` counts from this call.
     ///
     /// # Errors
-    /// [`PauseError::Busy`] when transactions outlive `timeout`. After any error except
-    /// [`PauseError::Stuck`] and [`PauseError::Taken`] traffic flows.
+    /// [`PauseError::Busy`] when transactions outlive `timeout`, [`PauseError::Ended`] after a resume
+    /// of the same claim. After any error except [`PauseError::Stuck`] and [`PauseError::Taken`]
+    /// traffic flows.
     pub async fn pause(
         &self,
         claim: &Claim,
@@ -260,7 +263,10 @@ impl Inner {
         }
         // Armed before PAUSE is sent: from here on traffic comes back, whatever happens.
         let begun = self.book().begin(claim, arrived, expiry);
-        let timer = begun.map_err(|taken| PauseError::Taken { attempt: taken.attempt })?;
+        let timer = begun.map_err(|why| match why {
+            NotBegun::Taken(Taken { attempt }) => PauseError::Taken { attempt },
+            NotBegun::Ended { attempt } => PauseError::Ended { attempt },
+        })?;
         self.publish();
         arm(self, timer);
         let answers = tokio::select! {
@@ -317,6 +323,7 @@ impl Inner {
             checked.map_err(|taken| PauseError::Taken { attempt: taken.attempt })
         };
         check()?;
+        self.book().end(claim);
         self.resumes.send_modify(|count| *count += 1);
         let _turn = self.turn.lock().await;
         check()?;
