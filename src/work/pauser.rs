@@ -38,6 +38,8 @@ pub struct PauserOptions {
     pub consoles: Vec<Console>,
     /// Bounds each try to resume and to prove it, over all processes together.
     pub resume_limit: Duration,
+    /// Bounds a pause found at start: its deadline was written by another machine's clock.
+    pub adopt_ceiling: Duration,
 }
 
 /// What a [`Pauser`] has done and does, for metrics.
@@ -173,7 +175,8 @@ impl Pauser {
     }
 
     /// To be called once when the agent starts: resumes whatever an earlier life left paused,
-    /// unless the attempt that holds the lock owns the pause; then its expiry is armed again.
+    /// unless the attempt that holds the lock owns the pause; then its expiry is armed again, at most
+    /// [`PauserOptions::adopt_ceiling`] from now.
     ///
     /// Returns after the first try; when that failed, more follow until traffic flows.
     pub async fn recover(&self, lock: Option<(Attempt, i64)>) {
@@ -181,6 +184,7 @@ impl Pauser {
         if let Some((attempt, token)) = lock {
             inner.gate().observe(token);
             let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
+            let left = left.min(millis(inner.options.adopt_ceiling));
             if left > 0 {
                 info!(inner.log, "a failover is under way, its pause is left alone until it expires";
                     "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
