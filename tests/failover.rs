@@ -369,6 +369,25 @@ async fn a_signal_while_paused_resumes_every_agent() {
 }
 
 #[tokio::test]
+async fn nobody_else_can_say_that_a_move_under_way_leaves_no_constraint() {
+    for fault in [Fault::Hang, Fault::Fail] {
+        let (_process, etcd, cluster) = start().await;
+        cluster.fault("migrate", Fault::Hang);
+        cluster.fault("pg01/supervise unmigrate", fault);
+        let report = run(&etcd, options("one")).await;
+        assert!(cluster.calls().contains(&"pg02/supervise unmigrate".to_owned()), "{report}");
+        assert_eq!(report.exit, Exit::NeedsHands, "{report}");
+        let told = |word: &str| report.dirty.iter().any(|dirt| dirt.what.contains(word));
+        assert!(told("constraint") && told("pg01/supervise"), "{report}");
+        assert!(
+            report.dirty[0].remedy.contains("stops to count 60s after it was made"),
+            "{report}"
+        );
+        assert!(cluster.paused().is_empty() && !is_locked(&etcd).await, "{report}");
+    }
+}
+
+#[tokio::test]
 async fn a_lost_lease_ends_all_action_but_letting_clients_go() {
     let (_process, etcd, cluster) = start().await;
     cluster.fault("migrate", Fault::Hang);

@@ -38,6 +38,7 @@ fn pauser(pgbouncers: &[&Pgbouncer]) -> Pauser {
     let options = PauserOptions {
         consoles: pgbouncers.iter().map(|pgbouncer| pgbouncer.console()).collect(),
         resume_limit: 2 * SECOND,
+        adopt_ceiling: 2 * SECOND,
     };
     Pauser::new(options, SharedGate::default(), discard())
 }
@@ -185,6 +186,18 @@ async fn a_resume_ends_a_pause_that_is_still_draining() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_arrives_after_its_own_resume_holds_nobody() {
+    let (_postgres, pgbouncer) = setup().await;
+    let pauser = pauser(&[&pgbouncer]);
+    pauser.resume(&claim("a", 1)).await.unwrap();
+    let error = pauser.pause(&claim("a", 1), SHORT, LONG).await.unwrap_err();
+    assert!(matches!(error, PauseError::Ended { .. }), "{error:?}");
+    assert_eq!(flow(&pgbouncer).await, Flow::Active);
+    pauser.pause(&claim("b", 2), SHORT, LONG).await.expect("the next attempt is free to pause");
+    pauser.resume(&claim("b", 2)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_starting_agent_resumes_an_orphaned_pause() {
     let (_postgres, pgbouncer) = setup().await;
     pgbouncer.console().connect().await.unwrap().pause(SECOND).await.unwrap();
@@ -218,6 +231,21 @@ async fn a_starting_agent_leaves_a_live_attempts_pause_until_its_deadline() {
     pgbouncer.console().connect().await.unwrap().pause(SECOND).await.unwrap();
     pauser.recover(Some((attempt(clock::unix_ms() - 1), 5))).await;
     assert_eq!(flow(&pgbouncer).await, Flow::Active, "a deadline in the past owns nothing");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_ahead_elsewhere_does_not_lengthen_an_adopted_pause() {
+    let (_postgres, pgbouncer) = setup().await;
+    pgbouncer.console().connect().await.unwrap().pause(SECOND).await.unwrap();
+    let pauser = pauser(&[&pgbouncer]);
+    let begun = Instant::now();
+    pauser.recover(Some((attempt(clock::unix_ms() + 3_600_000), 5))).await;
+    assert_eq!(flow(&pgbouncer).await, Flow::Held);
+    eventually(5 * SECOND, "the ceiling ends the pause", || async {
+        flow(&pgbouncer).await == Flow::Active
+    })
+    .await;
+    assert!(begun.elapsed() >= 2 * SECOND, "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -342,7 +342,11 @@ async fn clients_and_new_logins_wait_through_a_move_and_land_on_the_new_primary(
     let old = connect(port, "app").await.unwrap();
     assert_eq!(value(&old, server).await, "127.0.0.1");
 
-    let options = PauserOptions { consoles: vec![world.pgbouncer.console()], resume_limit: SOON };
+    let options = PauserOptions {
+        consoles: vec![world.pgbouncer.console()],
+        resume_limit: SOON,
+        adopt_ceiling: SOON,
+    };
     let pauser = Pauser::new(options, SharedGate::default(), discard());
     let claim = Claim { attempt: "a".into(), token: 1 };
     pauser.pause(&claim, SOON, 3 * SOON).await.unwrap();
@@ -374,8 +378,11 @@ async fn a_starting_agent_asks_etcd_whose_the_pause_is() {
     let console = world.pgbouncer.console();
     let flow = || async { console.connect().await.unwrap().flow().await.unwrap() };
     let agent = || {
-        let options =
-            PauserOptions { consoles: vec![console.clone()], resume_limit: Duration::from_secs(2) };
+        let options = PauserOptions {
+            consoles: vec![console.clone()],
+            resume_limit: Duration::from_secs(2),
+            adopt_ceiling: Duration::from_secs(60),
+        };
         Pauser::new(options, SharedGate::default(), discard())
     };
     console.connect().await.unwrap().pause(SOON).await.unwrap();

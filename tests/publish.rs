@@ -49,6 +49,8 @@ struct World {
     crm_mon: (i32, String),
     constraints: Vec<String>,
     facts: LocalFacts,
+    /// How long a change of the CIB is under way before it counts.
+    modify_takes: Duration,
     /// Every call of cibadmin.
     calls: Vec<Vec<String>>,
 }
@@ -69,13 +71,17 @@ impl Scene {
 
 impl Run for Scene {
     async fn run(&self, call: Call) -> Result<Output, CommandError> {
+        if call.program == "cibadmin" {
+            self.set(|world| world.calls.push(call.args.clone()));
+            if call.args[0] == "--modify" {
+                let takes = self.0.lock().unwrap().modify_takes;
+                tokio::time::sleep(takes).await;
+            }
+        }
         let mut world = self.0.lock().unwrap();
         let (status, stdout) = match call.program.as_str() {
             "crm_mon" => world.crm_mon.clone(),
-            "cibadmin" => {
-                world.calls.push(call.args.clone());
-                cibadmin(&mut world, &call.args)
-            }
+            "cibadmin" => cibadmin(&mut world, &call.args),
             other => panic!("nobody expected {other}"),
         };
         Ok(Output { status, stdout, stderr: String::new() })
@@ -128,6 +134,7 @@ async fn stage_with(server: EtcdServer, poll_interval: Duration) -> Stage {
     let scene = Scene(Arc::new(Mutex::new(World {
         crm_mon: (0, HEALTHY.to_owned()),
         constraints: Vec::new(),
+        modify_takes: Duration::ZERO,
         calls: Vec::new(),
         facts: LocalFacts {
             in_recovery: false,
@@ -381,8 +388,42 @@ async fn a_move_ends_when_another_node_is_published_on_a_newer_timeline() {
     assert_eq!(moved.expect("moved"), after.primary);
     let constraint = stage.scene.0.lock().unwrap().constraints[0].clone();
     assert!(constraint.contains("value=\"pg02\"") && constraint.contains("date_expression"));
-    assert!(mover.unmigrate().await.expect("removed"));
-    assert!(!mover.unmigrate().await.expect("removed before"));
+    assert!(mover.unmigrate("a1").await.expect("removed"));
+    assert!(!mover.unmigrate("a1").await.expect("removed before"));
+}
+
+#[tokio::test]
+async fn a_move_taken_back_while_it_is_asked_for_leaves_no_constraint() {
+    let stage = stage().await;
+    stage.published().await;
+    stage.scene.set(|world| world.modify_takes = Duration::from_millis(500));
+    let mover = mover(&stage);
+    let moving = mover.migrate("a1", None, Duration::from_secs(2), SOON);
+    let taking_back = async {
+        let asking = || async { stage.scene.calls("--modify") == 1 };
+        eventually(SOON, "cibadmin is under way", asking).await;
+        assert!(stage.scene.0.lock().unwrap().constraints.is_empty(), "and has not landed");
+        mover.unmigrate("a1").await
+    };
+    let (moved, taken_back) = tokio::join!(moving, taking_back);
+    moved.expect_err("nobody moves");
+    assert!(taken_back.expect("removed"), "it waited for the constraint, then removed it");
+    assert!(stage.scene.0.lock().unwrap().constraints.is_empty());
+}
+
+#[tokio::test]
+async fn a_move_that_arrives_after_it_was_taken_back_is_refused() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    assert!(!mover.unmigrate("a1").await.expect("nothing was there"));
+    let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("withdrawn");
+    assert!(matches!(error, MoveError::Withdrawn { .. }), "{error}");
+    assert_eq!(stage.scene.calls("--modify"), 0);
+    let limit = Duration::from_millis(300);
+    let error = mover.migrate("a2", None, limit, SOON).await.expect_err("nobody moves");
+    assert!(matches!(error, MoveError::TimedOut { .. }), "{error}");
+    assert_eq!(stage.scene.calls("--modify"), 1, "another attempt is free to move");
 }
 
 #[tokio::test]

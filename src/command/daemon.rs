@@ -94,6 +94,7 @@ impl Daemon {
         let options = PauserOptions {
             consoles: consoles(config),
             resume_limit: config.failover.resume_timeout.get(),
+            adopt_ceiling: config.failover.pause_expiry.get(),
         };
         let pauser = Arc::new(Pauser::new(options, Arc::clone(&self.gate), self.log.clone()));
         pauser.recover_from(&self.etcd, config.etcd.call_timeout.get()).await;

@@ -50,6 +50,16 @@ pub struct Taken {
     pub attempt: String,
 }
 
+/// Why a pause does not begin.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotBegun {
+    #[error(transparent)]
+    Taken(#[from] Taken),
+    /// Nobody would be left to ask for its end.
+    #[error("attempt {attempt} has asked for its end already")]
+    Ended { attempt: String },
+}
+
 /// Names one armed expiry. It fires only while its own pause is the current one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Timer(u64);
@@ -73,6 +83,8 @@ pub enum Due {
 pub struct PauseBook {
     armed: u64,
     hold: Option<Hold>,
+    /// On whose behalf a resume was asked for last. Its pause may still be on the way.
+    ended: Option<Claim>,
 }
 
 #[derive(Debug)]
@@ -88,7 +100,18 @@ impl PauseBook {
     ///
     /// A repeated request of the same attempt never moves its deadline further away. A newer
     /// lock holder takes over from an older one.
-    pub fn begin(&mut self, claim: &Claim, now: Instant, expiry: Duration) -> Result<Timer, Taken> {
+    ///
+    /// # Errors
+    /// [`NotBegun::Ended`] when a resume of `claim` came first, and what [`Self::check`] refuses.
+    pub fn begin(
+        &mut self,
+        claim: &Claim,
+        now: Instant,
+        expiry: Duration,
+    ) -> Result<Timer, NotBegun> {
+        if self.ended.as_ref() == Some(claim) {
+            return Err(NotBegun::Ended { attempt: claim.attempt.clone() });
+        }
         self.check(claim, now)?;
         let asked = now + expiry;
         let deadline = match &self.hold {
@@ -116,6 +139,11 @@ impl PauseBook {
             }
             _ => Ok(()),
         }
+    }
+
+    /// A resume was asked for on behalf of `claim`: from now on no pause of it begins.
+    pub fn end(&mut self, claim: &Claim) {
+        self.ended = Some(claim.clone());
     }
 
     /// Traffic was proven to flow: ends the pause, whoever held it, and makes its timer obsolete.
@@ -205,9 +233,9 @@ mod tests {
     fn a_pause_of_another_live_attempt_is_taken() {
         let (mut book, now) = (PauseBook::default(), Instant::now());
         book.begin(&claim("a", 3), now, 10 * SECOND).expect("free");
-        let taken = Err(Taken { attempt: "a".into() });
-        assert_eq!(book.begin(&claim("b", 3), now, SECOND).map(|_| ()), taken);
-        assert_eq!(book.check(&claim("b", 3), now), taken);
+        let taken = Taken { attempt: "a".into() };
+        assert_eq!(book.begin(&claim("b", 3), now, SECOND), Err(NotBegun::Taken(taken.clone())));
+        assert_eq!(book.check(&claim("b", 3), now), Err(taken));
         assert_eq!(book.owner(), Some("a"));
     }
 
@@ -226,6 +254,38 @@ mod tests {
         book.begin(&claim("a", 1), now, 10 * SECOND).expect("free");
         let again = book.begin(&claim("a", 1), now + 5 * SECOND, 10 * SECOND).expect("own");
         assert_eq!(book.due(again, now + 5 * SECOND), Due::Wait(5 * SECOND));
+    }
+
+    #[test]
+    fn a_pause_that_arrives_after_its_own_resume_is_refused() {
+        // Who asked for a resume, in this order; who asks to pause then; whether it may.
+        let cases = [
+            (vec![("a", 1)], ("a", 1), false),
+            (vec![("a", 1)], ("b", 2), true),
+            (vec![("a", 1)], ("a", 2), true),
+            (vec![("a", 1), ("b", 2)], ("b", 2), false),
+            (vec![("a", 1), ("a", 1)], ("a", 1), false),
+            (vec![], ("a", 1), true),
+        ];
+        for (resumes, (attempt, token), begins) in cases {
+            let (mut book, now) = (PauseBook::default(), Instant::now());
+            for (attempt, token) in &resumes {
+                book.end(&claim(attempt, *token));
+                book.release();
+            }
+            let begun = book.begin(&claim(attempt, token), now, SECOND);
+            assert_eq!(begun.is_ok(), begins, "{resumes:?}, then {attempt} {token}");
+            let ended = matches!(begun, Err(NotBegun::Ended { .. }));
+            assert_eq!((ended, book.is_held()), (!begins, begins));
+        }
+    }
+
+    #[test]
+    fn an_expiry_or_a_failed_pause_does_not_end_its_attempt() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        book.begin(&claim("a", 1), now, SECOND).expect("free");
+        book.release();
+        book.begin(&claim("a", 1), now, SECOND).expect("it may try again");
     }
 
     #[test]

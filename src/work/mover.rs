@@ -46,6 +46,8 @@ pub enum MoveError {
     NotPrimaryHere { primary: Option<String> },
     #[error("{node} is primary again, on timeline {timeline}: the move was turned back")]
     TurnedBack { node: String, timeline: u32 },
+    #[error("attempt {attempt} was withdrawn before Pacemaker was asked; nothing was touched")]
+    Withdrawn { attempt: String },
     #[error("no new primary was published within {limit:?}; {seen}")]
     TimedOut { limit: Duration, seen: String },
     #[error("cannot ask Pacemaker for the move")]
@@ -63,6 +65,10 @@ pub struct Mover<R = Processes, P = Postgres> {
     log: Logger,
     /// The clone whose constraint this process made last.
     moved: Mutex<Option<String>>,
+    /// Held while Pacemaker is asked for a move, or to forget one: of the two the later one counts.
+    turn: tokio::sync::Mutex<()>,
+    /// The attempt that was withdrawn last. What it asked for and still comes is refused.
+    withdrawn: Mutex<Option<String>>,
     /// What Pacemaker said when the move was prepared, and when that was.
     prepared: Mutex<Option<(Instant, PacemakerView)>>,
 }
@@ -97,6 +103,8 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
             etcd,
             log,
             moved: Mutex::default(),
+            turn: tokio::sync::Mutex::default(),
+            withdrawn: Mutex::default(),
             prepared: Mutex::default(),
         }
     }
@@ -107,8 +115,9 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     /// then. The request to Pacemaker stops to count `lifetime` after it was made; `limit` bounds all.
     ///
     /// # Errors
-    /// With [`MoveError::NoTarget`] and [`MoveError::NotPrimaryHere`] nothing was touched. After any
-    /// other, [`Self::unmigrate`] and [`Self::settle`] find out where things stand.
+    /// With [`MoveError::NoTarget`], [`MoveError::NotPrimaryHere`] and [`MoveError::Withdrawn`]
+    /// nothing was touched. After any other, [`Self::unmigrate`] and [`Self::settle`] find out where
+    /// things stand.
     pub async fn migrate(
         &self,
         attempt: &str,
@@ -126,9 +135,19 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         let facts = facts.map_err(MoveError::Postgres)?;
         let target = successor::choose(&view, &self.node, &facts.standbys, target)
             .map_err(MoveError::NoTarget)?;
+        let turn = self.turn.lock().await;
+        let left = limit.saturating_sub(begun.elapsed());
+        if left.is_zero() {
+            let seen = "Pacemaker was not asked, it would have been too late".to_owned();
+            return Err(MoveError::TimedOut { limit, seen });
+        }
+        if self.is_withdrawn(attempt) {
+            return Err(MoveError::Withdrawn { attempt: attempt.to_owned() });
+        }
         let until = clock::rfc3339_after(lifetime);
         *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = view.clone.clone();
         self.pacemaker.move_to(&view, &target.name, &until).await.map_err(MoveError::Pacemaker)?;
+        drop(turn);
         info!(self.log, "asked Pacemaker to move the primary"; "event" => "move.primary.begin",
             "attempt" => attempt, "from" => &self.node, "to" => &target.name, "until" => &until);
         let left = limit.saturating_sub(begun.elapsed());
@@ -136,6 +155,11 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         info!(self.log, "the primary has moved"; "event" => "move.primary.done",
             "attempt" => attempt, "to" => &primary.name, "timeline" => primary.timeline);
         Ok(primary)
+    }
+
+    fn is_withdrawn(&self, attempt: &str) -> bool {
+        let withdrawn = self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner);
+        withdrawn.as_deref() == Some(attempt)
     }
 
     /// What Pacemaker said when the move was prepared, if that was just now, or else says now.
@@ -222,7 +246,16 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     }
 
     /// Takes back the request to Pacemaker; returns whether there was one. Idempotent.
-    pub async fn unmigrate(&self) -> Result<bool, MoveError> {
+    ///
+    /// From this call on no move of `attempt` begins here; one whose request to Pacemaker is under
+    /// way is waited for, so that the request cannot arrive after it was taken back.
+    ///
+    /// # Errors
+    /// [`MoveError::Pacemaker`] when the request may still stand.
+    pub async fn unmigrate(&self, attempt: &str) -> Result<bool, MoveError> {
+        let withdrawn = Some(attempt.to_owned());
+        *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner) = withdrawn;
+        let _turn = self.turn.lock().await;
         let remembered = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let clone = match remembered {
             Some(clone) => Some(clone),

@@ -21,7 +21,7 @@ use crate::{
     model::{
         attempt::{Attempt, LOCK},
         console::Blocker,
-        pause::{Claim, Due, Gate, PauseBook, StaleToken, Timer},
+        pause::{Claim, Due, Gate, NotBegun, PauseBook, StaleToken, Taken, Timer},
     },
 };
 
@@ -38,6 +38,8 @@ pub struct PauserOptions {
     pub consoles: Vec<Console>,
     /// Bounds each try to resume and to prove it, over all processes together.
     pub resume_limit: Duration,
+    /// Bounds a pause found at start: its deadline was written by another machine's clock.
+    pub adopt_ceiling: Duration,
 }
 
 /// What a [`Pauser`] has done and does, for metrics.
@@ -65,6 +67,8 @@ pub enum PauseError {
     Taken { attempt: String },
     #[error("a resume arrived while the pause was being made; traffic flows")]
     Superseded,
+    #[error("the pause arrived after the resume of its own attempt {attempt}; nothing was touched")]
+    Ended { attempt: String },
     #[error("the pause limits make no sense: {reason}")]
     Limits { reason: &'static str },
     #[error("the PgBouncer at {socket} refused; traffic flows", socket = .socket.display())]
@@ -142,8 +146,9 @@ impl Pauser {
     /// `timeout` bounds the wait for open transactions, `expiry` counts from this call.
     ///
     /// # Errors
-    /// [`PauseError::Busy`] when transactions outlive `timeout`. After any error except
-    /// [`PauseError::Stuck`] and [`PauseError::Taken`] traffic flows.
+    /// [`PauseError::Busy`] when transactions outlive `timeout`, [`PauseError::Ended`] after a resume
+    /// of the same claim. After any error except [`PauseError::Stuck`] and [`PauseError::Taken`]
+    /// traffic flows.
     pub async fn pause(
         &self,
         claim: &Claim,
@@ -170,7 +175,8 @@ impl Pauser {
     }
 
     /// To be called once when the agent starts: resumes whatever an earlier life left paused,
-    /// unless the attempt that holds the lock owns the pause; then its expiry is armed again.
+    /// unless the attempt that holds the lock owns the pause; then its expiry is armed again, at most
+    /// [`PauserOptions::adopt_ceiling`] from now.
     ///
     /// Returns after the first try; when that failed, more follow until traffic flows.
     pub async fn recover(&self, lock: Option<(Attempt, i64)>) {
@@ -178,6 +184,7 @@ impl Pauser {
         if let Some((attempt, token)) = lock {
             inner.gate().observe(token);
             let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
+            let left = left.min(millis(inner.options.adopt_ceiling));
             if left > 0 {
                 info!(inner.log, "a failover is under way, its pause is left alone until it expires";
                     "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
@@ -260,7 +267,10 @@ impl Inner {
         }
         // Armed before PAUSE is sent: from here on traffic comes back, whatever happens.
         let begun = self.book().begin(claim, arrived, expiry);
-        let timer = begun.map_err(|taken| PauseError::Taken { attempt: taken.attempt })?;
+        let timer = begun.map_err(|why| match why {
+            NotBegun::Taken(Taken { attempt }) => PauseError::Taken { attempt },
+            NotBegun::Ended { attempt } => PauseError::Ended { attempt },
+        })?;
         self.publish();
         arm(self, timer);
         let answers = tokio::select! {
@@ -317,6 +327,7 @@ impl Inner {
             checked.map_err(|taken| PauseError::Taken { attempt: taken.attempt })
         };
         check()?;
+        self.book().end(claim);
         self.resumes.send_modify(|count| *count += 1);
         let _turn = self.turn.lock().await;
         check()?;

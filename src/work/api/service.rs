@@ -209,8 +209,10 @@ impl pb::agent_server::Agent for Api {
         let (_, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
         self.fence(&claim)?;
         let mover = part(&self.parts.mover, "Pacemaker to remove a constraint from")?;
+        let attempt = claim.attempt.clone();
         self.carry_out("unmigrate", claim, LIMIT, async move {
-            let removed = mover.unmigrate().await.map_err(|error| answer::failed(&error))?;
+            let removed = mover.unmigrate(&attempt).await;
+            let removed = removed.map_err(|error| answer::failed(&error))?;
             Ok(pb::UnmigrateResponse { removed })
         })
         .await

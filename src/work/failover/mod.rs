@@ -134,6 +134,9 @@ struct State {
     pause_deadline: Option<Instant>,
     pause_deadline_unix_ms: u64,
     migrate_begun: bool,
+    /// Name of the agent that was asked to move and has not said that it did: it may yet ask
+    /// Pacemaker.
+    still_moving: Option<String>,
     constraint_removed: bool,
     /// Who is primary after the move or, when that stopped, after its undo.
     after: Option<Primary>,

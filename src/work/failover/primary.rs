@@ -73,6 +73,7 @@ impl Failover {
             let mut state = self.state();
             let agent = supervises(&state.agents, &[&before.name]).into_iter().next();
             state.migrate_begun = agent.is_some();
+            state.still_moving = agent.as_ref().map(|agent| agent.peer.name().to_owned());
             agent.ok_or_else(|| Trouble::failed("no supervise is left to ask"))?
         };
         let request = pb::MigrateRequest {
@@ -88,6 +89,7 @@ impl Failover {
         let reason = format!("{} is still the primary", after.name);
         {
             let mut state = self.state();
+            state.still_moving = None;
             state.moved = moved;
             state.after = Some(after);
         }
@@ -196,16 +198,19 @@ impl Failover {
         dirty
     }
 
+    /// Takes the constraint away. While a move may still be on its way, only the agent that was
+    /// asked for it can stop it; the others may look before its constraint has landed.
     async fn clear_constraint(&self) -> Vec<Dirt> {
         if !self.state().may_have_constraint() {
             return Vec::new();
         }
         let (attempt, limit) = (self.attempt(), self.options.resume_timeout);
+        let mover = self.state().still_moving.clone();
         let call = |agent: Arc<Agent>| {
             let attempt = attempt.clone();
             async move { agent.peer.unmigrate(attempt, limit).await }
         };
-        match self.first("unmigrate", call).await {
+        match self.first_with("unmigrate", mover.as_deref(), call).await {
             Ok(_) => {
                 self.state().constraint_removed = true;
                 Vec::new()
@@ -246,19 +251,36 @@ impl Failover {
         T: Send + 'static,
         F: Future<Output = Result<T, PeerError>> + Send + 'static,
     {
+        self.first_with(step, None, call).await
+    }
+
+    /// Asks all supervises at once; `decisive`, or else the first that succeeds, speaks for all.
+    /// The word of the others is not taken for that of `decisive`.
+    async fn first_with<T, F>(
+        &self,
+        step: &'static str,
+        decisive: Option<&str>,
+        call: impl Fn(Arc<Agent>) -> F,
+    ) -> Result<T, Vec<PeerError>>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T, PeerError>> + Send + 'static,
+    {
         let agents = supervises(&self.state().agents, &[]);
         let names: Vec<String> = agents.iter().map(|agent| agent.peer.name().to_owned()).collect();
         self.awaiting(step, &names);
         let mut set = JoinSet::new();
         for agent in agents {
-            set.spawn(call(agent));
+            let speaks = decisive.is_none_or(|name| name == agent.peer.name());
+            let work = call(agent);
+            set.spawn(async move { (speaks, work.await) });
         }
         let mut errors = Vec::new();
         while let Some(joined) = set.join_next().await {
             match joined {
-                Ok(Ok(value)) => return Ok(value),
-                Ok(Err(error)) => errors.push(error),
-                Err(_) => {}
+                Ok((true, Ok(value))) => return Ok(value),
+                Ok((_, Err(error))) => errors.push(error),
+                Ok((false, Ok(_))) | Err(_) => {}
             }
         }
         Err(errors)
