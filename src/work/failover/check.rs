@@ -169,20 +169,27 @@ async fn ask(
     Asked { name: peer.name().to_owned(), health, findings, view, candidate }
 }
 
-/// The view of an agent that may still be about to see the last change of the primary.
+/// The view of an agent that may still be about to see the last change of the primary; all tries
+/// together take at most `limit`.
 async fn caught_up_view(
     peer: &Peer,
     published: Option<&str>,
     limit: Duration,
 ) -> Result<String, PeerError> {
-    let end = Instant::now() + limit.min(CATCH_UP);
+    let begun = Instant::now();
+    let mut json = peer.view(limit).await?;
     loop {
-        let json = peer.view(limit).await?;
         let seen = serde_json::from_str::<ClusterView>(&json).ok().map(|view| view.primary.name);
-        if seen.as_deref() == published || Instant::now() >= end {
+        if seen.as_deref() == published || begun.elapsed() >= limit.min(CATCH_UP) {
             return Ok(json);
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
+        match peer.view(limit.saturating_sub(begun.elapsed())).await {
+            Ok(newer) => json = newer,
+            // What it said before is its last word.
+            Err(PeerError::TimedOut { .. }) => return Ok(json),
+            Err(error) => return Err(error),
+        }
     }
 }
 

@@ -20,6 +20,8 @@ pub struct Step<T: 'static> {
     pub act: for<'a> fn(&'a T) -> Act<'a>,
     /// Asked when the step begins.
     pub limit: fn(&T) -> Duration,
+    /// What it means when the action does not end within the limit.
+    pub on_timeout: TroubleKind,
     pub undo: Option<Undo<T>>,
 }
 
@@ -168,7 +170,7 @@ async fn act<T: Interruptible + Sync>(
             Ok(Err(trouble)) => stopped(Cause::Failed, trouble.kind, trouble.reason),
             Err(_) => {
                 let reason = format!("it did not end within {limit:?}");
-                stopped(Cause::TimedOut, TroubleKind::Failed, reason)
+                stopped(Cause::TimedOut, step.on_timeout, reason)
             }
         },
     };
@@ -274,11 +276,12 @@ mod tests {
     }
 
     macro_rules! step {
-        ($name:literal) => {
+        ($name:literal, $on_timeout:ident) => {
             Step {
                 name: $name,
                 act: |subject: &Subject| Box::pin(subject.act($name)),
                 limit: |_| Duration::from_millis(40),
+                on_timeout: TroubleKind::$on_timeout,
                 undo: Some(Undo {
                     act: |subject: &Subject| Box::pin(subject.undo($name)),
                     limit: |_| Duration::from_millis(40),
@@ -287,7 +290,8 @@ mod tests {
         };
     }
 
-    const STEPS: &[Step<Subject>] = &[step!("one"), step!("two"), step!("three")];
+    const STEPS: &[Step<Subject>] =
+        &[step!("one", Unanswered), step!("two", Failed), step!("three", Failed)];
 
     #[tokio::test]
     async fn stopping_at_any_step_undoes_the_begun_ones_newest_first() {
@@ -308,6 +312,8 @@ mod tests {
                     How::Signalled => Cause::Signal,
                 };
                 assert_eq!((stopped.step, stopped.cause), (step.name, cause));
+                let kind = if how == How::Hangs { step.on_timeout } else { TroubleKind::Failed };
+                assert_eq!(stopped.kind, kind, "{how:?} at {}", step.name);
                 assert_eq!(outcome.dirty.len(), begun.len(), "each undo's dirt is told");
                 let states: Vec<StepState> = outcome.steps.iter().map(|s| s.state).collect();
                 assert_eq!(states.len(), STEPS.len());

@@ -24,12 +24,14 @@ pub(super) const STEPS: &[Step<Failover>] = &[
         name: "checks",
         act: |f| Box::pin(f.first_check()),
         limit: |f| f.options.health_check_timeout + SLACK,
+        on_timeout: TroubleKind::Unanswered,
         undo: None,
     },
     Step {
         name: "lock",
         act: |f| Box::pin(f.take_lock()),
         limit: |f| f.options.lock_timeout + f.options.health_check_timeout + 2 * SLACK,
+        on_timeout: TroubleKind::Unanswered,
         undo: Some(Undo {
             act: |f| Box::pin(f.undo_lock()),
             limit: |f| f.options.resume_timeout + SLACK,
@@ -39,12 +41,14 @@ pub(super) const STEPS: &[Step<Failover>] = &[
         name: "prepare",
         act: |f| Box::pin(f.noting("prepare", f.prepare())),
         limit: |f| f.options.prepare_timeout + SLACK,
+        on_timeout: TroubleKind::Failed,
         undo: None,
     },
     Step {
         name: "pause",
         act: |f| Box::pin(f.pause()),
         limit: |f| f.options.pause_expiry,
+        on_timeout: TroubleKind::Failed,
         undo: Some(Undo {
             act: |f| Box::pin(f.undo_pause()),
             limit: |f| f.options.pause_expiry + 2 * f.options.resume_timeout + SLACK,
@@ -54,6 +58,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
         name: "migrate",
         act: |f| Box::pin(f.noting("migrate", f.migrate())),
         limit: |f| f.move_budget() + SLACK,
+        on_timeout: TroubleKind::Failed,
         undo: Some(Undo {
             act: |f| Box::pin(f.undo_migrate()),
             limit: |f| f.options.resume_timeout + f.options.pause_expiry + SLACK,
@@ -63,24 +68,28 @@ pub(super) const STEPS: &[Step<Failover>] = &[
         name: "follow",
         act: |f| Box::pin(f.noting("follow", f.follow())),
         limit: |f| f.options.pause_expiry + f.options.resume_timeout,
+        on_timeout: TroubleKind::Failed,
         undo: None,
     },
     Step {
         name: "resume",
         act: |f| Box::pin(f.noting("resume", f.resume())),
         limit: |f| 2 * f.options.resume_timeout + SLACK,
+        on_timeout: TroubleKind::Failed,
         undo: None,
     },
     Step {
         name: "unmigrate",
         act: |f| Box::pin(f.unmigrate()),
         limit: |f| f.options.resume_timeout + SLACK,
+        on_timeout: TroubleKind::Failed,
         undo: None,
     },
     Step {
         name: "verify",
         act: |f| Box::pin(f.verify()),
         limit: |f| f.options.verify_timeout + SLACK,
+        on_timeout: TroubleKind::Failed,
         undo: None,
     },
 ];
