@@ -167,6 +167,14 @@ impl Cluster {
         .await;
     }
 
+    pub(crate) async fn constraints_are_gone(&self, limit: Duration) {
+        self.eventually(limit, "no constraint is left", async || {
+            let left = self.move_constraints().await;
+            (left > 0).then(|| format!("{left} are left"))
+        })
+        .await;
+    }
+
     /// Location constraints in the CIB that could pin the primary.
     pub(crate) async fn move_constraints(&self) -> usize {
         let command = ["cibadmin", "--query", "--scope", "constraints"];

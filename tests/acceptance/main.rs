@@ -165,6 +165,31 @@ async fn killing_the_failover_while_paused_gives_traffic_back() {
 }
 
 #[tokio::test]
+async fn killing_the_failover_while_it_migrates_gives_traffic_back() {
+    let cluster = Cluster::whole().await;
+    let load = Load::start(&cluster, CLIENTS).await;
+    load.flows().await;
+    let script = "pgcm failover --pause-expiry 8s & failover=$!
+        until etcdctl --endpoints=pg01:2379,pg02:2379 get --print-value-only /postgres/failover |
+            grep -q '\"step\":\"migrate\"'; do kill -0 $failover || exit 1; done
+        kill -9 $failover; wait $failover";
+    let killed = cluster.exec("app01", &["timeout", "60", "bash", "-c", script]).await;
+    assert_eq!(killed.status, 137, "{killed}");
+    load.flows_again(Duration::from_secs(10)).await;
+    let seen = load.stop().await;
+    println!("killed while migrating: {seen}");
+    assert!(seen.errors.is_empty(), "{:?}", seen.errors);
+    assert!(seen.longest_wait < Duration::from_secs(10), "{seen}");
+    assert_eq!(seen.lost(&cluster).await, 0, "{seen}");
+    cluster.nothing_paused().await;
+    // The constraint's lifetime is a minute; whoever sweeps it looks every ten seconds.
+    cluster.constraints_are_gone(Duration::from_secs(90)).await;
+    cluster.becomes_whole(Duration::from_secs(30)).await;
+    let next = cluster.exec("app01", &["pgcm", "failover"]).await;
+    assert_eq!(next.status, 0, "{next}");
+}
+
+#[tokio::test]
 async fn losing_all_of_etcd_costs_clients_nothing() {
     let cluster = Cluster::whole().await;
     let load = Load::start(&cluster, CLIENTS).await;
