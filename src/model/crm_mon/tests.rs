@@ -290,3 +290,19 @@ proptest! {
         prop_assert!(PacemakerView::parse(&noise, "Postgresql").is_err());
     }
 }
+
+#[test]
+fn a_standby_that_the_agent_calls_potential_is_published_as_potential() {
+    let mut seen = 0;
+    for (name, view) in views("healthy") {
+        let says = |node: &&Node| node.attributes.values().any(|value| value == "HS:potential");
+        let Some(node) = view.nodes.iter().find(says) else { continue };
+        let primary = view.promoted()[0];
+        let facts = LocalFacts { standbys: vec![standby(&node.name, "async")], ..primary_facts() };
+        let decision = decide(&view, primary, "10.0.0.9".parse().unwrap(), Ok(&facts));
+        let Decision::Publish(published) = decision else { panic!("{name}: {decision:?}") };
+        assert_eq!(published.standbys[0].sync_state, "potential", "{name}");
+        seen += 1;
+    }
+    assert!(seen > 0, "no recording has a potential standby");
+}
