@@ -9,11 +9,15 @@ use std::{
 use slog::{Logger, error};
 use tokio::{net::TcpListener, sync::watch};
 
-use super::parts::{Identity, PartsError};
+use super::{
+    complain,
+    parts::{Identity, PartsError},
+};
 use crate::{
     config::Config,
     edge::{etcd::Etcd, files::FileError, pgbouncer::Console},
     error::chain,
+    exit::Exit,
     model::{
         pause::Gate,
         registration::{AgentKind, Registration},
@@ -167,4 +171,13 @@ pub(super) fn consoles(config: &Config) -> Vec<Console> {
 /// An address that `check` has accepted.
 pub(super) fn listen(address: &str) -> SocketAddr {
     address.parse().unwrap_or_else(|_| SocketAddr::from(([127, 0, 0, 1], 0)))
+}
+
+/// How a daemon's end is told: by a signal, by a task that ended, or by an error before it began.
+pub(super) fn exit(served: Result<bool, DaemonError>) -> Exit {
+    match served {
+        Ok(true) => Exit::Done,
+        Ok(false) => Exit::NeedsHands,
+        Err(error) => complain(&error, Exit::Usage),
+    }
 }

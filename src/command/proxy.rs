@@ -7,7 +7,6 @@ use slog::{Logger, info};
 use tokio::sync::watch;
 
 use super::{
-    complain,
     daemon::{self, Daemon, DaemonError},
     supervise::seconds,
 };
@@ -27,11 +26,7 @@ use crate::{
 };
 
 pub(super) async fn run(config: Config, log: Logger) -> Exit {
-    match serve(&config, log).await {
-        Ok(true) => Exit::Done,
-        Ok(false) => Exit::NeedsHands,
-        Err(error) => complain(&error, Exit::Usage),
-    }
+    daemon::exit(serve(&config, log).await)
 }
 
 async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {

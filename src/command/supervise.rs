@@ -6,10 +6,7 @@ use prometheus::{Gauge, IntCounterVec, IntGauge};
 use slog::{Logger, info};
 use tokio::sync::watch;
 
-use super::{
-    complain,
-    daemon::{self, Daemon, DaemonError},
-};
+use super::daemon::{self, Daemon, DaemonError};
 use crate::{
     config::Config,
     edge::{
@@ -33,11 +30,7 @@ use crate::{
 };
 
 pub(super) async fn run(config: Config, log: Logger) -> Exit {
-    match serve(&config, log).await {
-        Ok(true) => Exit::Done,
-        Ok(false) => Exit::NeedsHands,
-        Err(error) => complain(&error, Exit::Usage),
-    }
+    daemon::exit(serve(&config, log).await)
 }
 
 async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {

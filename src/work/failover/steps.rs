@@ -97,18 +97,8 @@ pub(super) const STEPS: &[Step<Failover>] = &[
 impl Failover {
     /// Takes the lock; what the checks saw must still hold then.
     async fn take_lock(&self) -> Result<(), Trouble> {
-        let acquired =
-            self.lock.acquire(self.options.lock_timeout).await.map_err(|error| {
-                Trouble::new(TroubleKind::Unanswered, chain(&error).to_string())
-            })?;
-        match acquired {
-            Acquired::HeldElsewhere(holder) => Err(Trouble::new(
-                TroubleKind::Locked,
-                format!(
-                    "{} holds the lock for `{}` since {}, now at step `{}`",
-                    holder.holder, holder.purpose, holder.started_at, holder.step
-                ),
-            )),
+        match self.lock.acquire(self.options.lock_timeout).await.map_err(unanswered)? {
+            Acquired::HeldElsewhere(holder) => Err(locked(&holder)),
             Acquired::Held { waited, .. } => {
                 self.state().locked = true;
                 // Whoever held it may have changed everything that the checks saw.
