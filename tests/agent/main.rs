@@ -323,6 +323,19 @@ fn a_crashed_primary_with_nothing_of_its_own_comes_back_as_a_standby() {
 }
 
 #[test]
+fn a_crashed_primary_without_an_heir_is_ready_to_be_promoted_again() {
+    let cluster = Cluster::pair();
+    cluster.act("pg02", "stop").with(0);
+    cluster.act("pg01", "monitor").with(8);
+    cluster.sql("pg01", "create table t as select 1");
+    cluster.crash("pg01");
+    cluster.act("pg01", "demote").with(0);
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
+    cluster.act("pg01", "promote").with(0);
+    assert_eq!(cluster.sql("pg01", "select count(*) from t"), "1");
+}
+
+#[test]
 fn a_diverged_primary_stays_stopped_unless_it_may_be_rewound() {
     let mut cluster = Cluster::pair();
     cluster.act("pg02", "stop").with(0);

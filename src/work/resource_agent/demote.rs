@@ -56,14 +56,28 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
 
 /// Demotes a primary that has died: it is none any more, and lets the synchronous standby go ahead,
 /// which holds every acknowledged commit and needs no crash recovery.
+///
+/// With no such standby this node has to go on: its server is started again, as a standby, so that
+/// it can be promoted. Otherwise the next monitor reports it as stopped, and `start` decides how it
+/// may come back.
 async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     shutdown::end_orphans(agent).await?;
     let farewell = async {
         let cib = agent.attributes.query().await?;
         let data = heir(agent, &cib).and_then(|heir| heir.data_status(agent.names()));
-        if data == Some(DataStatus::Sync) { step_back(agent).await } else { Ok(()) }
+        if data == Some(DataStatus::Sync) {
+            step_back(agent).await?;
+            return Ok(false);
+        }
+        Ok::<_, AttributeError>(cib.primary_other_than(&agent.node, agent.names()).is_none())
     };
-    agent.tolerate("promotion score", farewell.await);
+    let goes_on = farewell.await.unwrap_or_else(|error| {
+        agent.tolerate("promotion score", Err(error));
+        false
+    });
+    if goes_on && agent.postmaster.control_data(agent.left() / 4).await?.crashed() {
+        start_standby(agent, None).await?;
+    }
     Ok(OcfCode::Success)
 }
 
