@@ -7,13 +7,15 @@
 #![cfg(feature = "acceptance")]
 #![expect(clippy::unwrap_used, reason = "a test may end at the first surprise")]
 
-mod cluster;
-mod load;
+#[path = "../support/docker/mod.rs"]
+mod docker;
 
 use std::time::{Duration, Instant};
 
-use cluster::{Cluster, NODES};
-use load::{Load, Transaction};
+use docker::{
+    cluster::{Cluster, NODES},
+    load::{Load, Transaction},
+};
 
 const CLIENTS: usize = 8;
 const LONGEST_WAIT: Duration = Duration::from_secs(2);

@@ -12,7 +12,7 @@ use pgcm::edge::clock;
 use tokio::{sync::watch, task::JoinHandle};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
 
-use crate::cluster::Cluster;
+use super::cluster::Cluster;
 
 const RETRY: Duration = Duration::from_millis(50);
 const LOGIN_EVERY: Duration = Duration::from_millis(100);

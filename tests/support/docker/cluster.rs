@@ -1,4 +1,4 @@
-//! The Docker cluster that the acceptance tests share.
+//! The Docker cluster that the tests of one binary share.
 
 use std::{
     fmt,
