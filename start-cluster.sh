@@ -6,7 +6,7 @@ set -euo pipefail
 
 usage() {
   cat <<'TEXT'
-Usage: ./start-cluster.sh [up|demo|down|logs|image] [--debian trixie|bookworm]
+Usage: ./start-cluster.sh [up|demo|down|logs|image] [--debian trixie|bookworm] [--mode sync|quorum|async]
 
   up      build pgcm and the node image, boot pg01, pg02, pg03 and app01, wait until
           all is healthy (the default). Safe to repeat; installs a changed pgcm.
@@ -17,11 +17,13 @@ Usage: ./start-cluster.sh [up|demo|down|logs|image] [--debian trixie|bookworm]
 
   --debian  13, trixie (the default): Postgres 17, Pacemaker 3.0
             12, bookworm: Postgres 15, Pacemaker 2.1
+  --mode    the resource agent's rep_mode (default sync); a running cluster is switched
 
 Environment:
   PGCM_CLUSTER    name of the cluster (default pgcm). Others live beside it: containers
                   NAME-pg01 ..., network NAME, no published port
   PGCM_BINARY     an already built pgcm to install instead of building one
+  PGCM_MODE       same as --mode, which outweighs it
   PGCM_LOG_LINES  lines that `logs` prints of each log (default 40)
 TEXT
 }
@@ -64,10 +66,11 @@ up() {
   need_binary
   if [ -n "$existing" ] && [ "$existing" = "$debian" ]; then
     revive
+    switch_mode || fail "the replication mode could not be switched; see above"
   else
     create "$existing"
   fi
-  wait_until 90 "primary, synchronous and potential standby, and four PgBouncers that commit" is_healthy
+  wait_until 90 "primary, two standbys in their roles, and four PgBouncers that commit" is_healthy
   say "the cluster is up"
   print_tour
 }
@@ -119,11 +122,14 @@ logs() {
 main() {
   local command=up
   wanted_debian=
+  wanted_mode=${PGCM_MODE:-}
   while [ $# -gt 0 ]; do
     case "$1" in
       up|demo|down|logs|image) command=$1 ;;
       --debian) [ $# -gt 1 ] || fail "--debian needs trixie or bookworm"; wanted_debian=$2; shift ;;
       --debian=*) wanted_debian=${1#*=} ;;
+      --mode) [ $# -gt 1 ] || fail "--mode needs sync, quorum or async"; wanted_mode=$2; shift ;;
+      --mode=*) wanted_mode=${1#*=} ;;
       -h|--help) usage; exit 0 ;;
       *) usage >&2; exit 2 ;;
     esac
@@ -134,6 +140,10 @@ main() {
     12) wanted_debian=bookworm ;;
     ''|trixie|bookworm) ;;
     *) fail "--debian takes trixie or bookworm, not '$wanted_debian'" ;;
+  esac
+  case "$wanted_mode" in
+    ''|sync|quorum|async) ;;
+    *) fail "--mode takes sync, quorum or async, not '$wanted_mode'" ;;
   esac
   [[ "$cluster" =~ ^[a-z0-9][a-z0-9-]*$ ]] || fail "PGCM_CLUSTER='$cluster' must consist of a-z, 0-9 and -"
   work_dir=$(mktemp -d /var/tmp/pgcm-playground.XXXXXX)

@@ -20,6 +20,20 @@ configure_pacemaker() {
   fill cib.xml pg01 | in_node pg01 cibadmin --modify --allow-create --scope configuration --xml-pipe
 }
 
+# The resource agent's rep_mode, as Pacemaker holds it.
+current_mode() { in_node pg01 timeout 10 crm_resource --resource Postgresql --get-parameter rep_mode 2> /dev/null; }
+
+mode_is_readable() { [ -n "$(current_mode)" ]; }
+
+# Brings a running cluster to the mode that was asked for, if any was.
+switch_mode() {
+  [ -n "$wanted_mode" ] || return 0
+  wait_until 60 "Pacemaker to tell rep_mode" mode_is_readable
+  [ "$(current_mode)" != "$wanted_mode" ] || return 0
+  say "switching to rep_mode=$wanted_mode"
+  in_node pg01 timeout 20 crm_resource --resource Postgresql --set-parameter rep_mode --parameter-value "$wanted_mode"
+}
+
 bootstrap() {
   local node
   for node in "${nodes[@]}"; do wait_until 60 "systemd on $node" booted "$node"; done

@@ -1,19 +1,29 @@
-# What "up" means: one primary, one synchronous and one potential standby, and four PgBouncers that
-# answer user app and commit.
+# What "up" means: one primary, two standbys in the roles that rep_mode gives them, and four PgBouncers
+# that answer user app and commit.
 # shellcheck shell=bash
 
 # Says what is missing; silent and true when nothing is.
 cluster_problems() {
-  local node statuses
+  local node statuses expected
   for node in "${nodes[@]}"; do
     [ "$(container_state "$node")" = running ] || { echo "$(container "$node") does not run"; return 1; }
   done
   statuses=$(in_node pg01 timeout 5 attrd_updater --query --all --name Postgresql-status 2> /dev/null | sed -n 's/.*value="\(.*\)".*/\1/p' | sort | paste -sd' ')
-  if [ "$statuses" != "HS:potential HS:sync PRI" ]; then
-    echo "Postgresql-status is '$statuses' instead of 'HS:potential HS:sync PRI'"
+  expected=$(expected_statuses)
+  if [ "$statuses" != "$expected" ]; then
+    echo "Postgresql-status is '$statuses' instead of '$expected'"
     return 1
   fi
   on_each pgbouncer_problem "${nodes[@]}"
+}
+
+# What the three nodes say of themselves when all is well, sorted.
+expected_statuses() {
+  case "$(current_mode)" in
+    quorum) echo "HS:quorum HS:quorum PRI" ;;
+    async) echo "HS:async HS:async PRI" ;;
+    *) echo "HS:potential HS:sync PRI" ;;
+  esac
 }
 
 pgbouncer_problem() {

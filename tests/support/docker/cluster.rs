@@ -48,8 +48,8 @@ pub(crate) struct Cluster {
 static BOOTED: OnceCell<()> = OnceCell::const_new();
 
 impl Cluster {
-    /// The cluster, booted if need be and whole: primary, sync and potential standby, every agent
-    /// healthy.
+    /// The cluster, booted if need be and whole: primary, both standbys in the roles of its mode
+    /// (`PGCM_MODE` in the environment), every agent healthy.
     pub(crate) async fn whole() -> Self {
         let name = std::env::var("PGCM_CLUSTER").unwrap_or_else(|_| "pgcm-test".to_owned());
         let cluster = Self { name };
@@ -121,7 +121,7 @@ impl Cluster {
         serde_json::from_str(&answer).unwrap()
     }
 
-    /// Waits until primary, sync and potential standby are there and every agent is healthy.
+    /// Waits until the primary and both standbys are there and every agent is healthy.
     pub(crate) async fn becomes_whole(&self, limit: Duration) {
         self.eventually(limit, "the cluster is whole", async || self.missing().await).await;
     }
@@ -140,8 +140,8 @@ impl Cluster {
         };
         let agents = status["agents"].as_array().map_or(0, Vec::len);
         let healthy = status["problems"].as_array().is_some_and(Vec::is_empty);
-        let whole = with("sync") == 1
-            && with("potential") == 1
+        let by_mode = (with("sync") == 1 && with("potential") == 1) || with("quorum") == 2;
+        let whole = by_mode
             && agents == NODES.len() + MACHINES.len()
             && healthy
             && status["failover"].is_null();
