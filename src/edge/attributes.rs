@@ -20,6 +20,10 @@ pub enum AttributeError {
     Cib(#[source] CibError),
     #[error("the CIB still lets {nodes} be promoted after {limit:?}")]
     StillPromotable { nodes: String, limit: Duration },
+    #[error(
+        "{confirmed} of {nodes} nodes hold the claims in this node's CIB, too few to rely on them"
+    )]
+    TooFewHoldClaims { confirmed: usize, nodes: usize },
 }
 
 /// The attributes of one resource on all nodes.
@@ -110,15 +114,62 @@ impl<R: Run> Attributes<R> {
         }
     }
 
+    /// Makes sure that the durable claims in this node's CIB survive its loss: that a majority of the
+    /// cluster's nodes, or every node that is a member now, has them too.
+    ///
+    /// A node's own CIB shows its changes even when it was just cut off and nobody else ever heard
+    /// of them; Corosync delivers a message to its sender first, and notices the cut seconds later.
+    ///
+    /// # Errors
+    /// [`AttributeError::TooFewHoldClaims`] when other nodes do not answer within `limit` each, or
+    /// answer otherwise.
+    pub async fn confirm_claims(&self, own: &str, limit: Duration) -> Result<(), AttributeError> {
+        let cib = self.query().await?;
+        let nodes = cib.nodes.len();
+        let online = cib.nodes.values().filter(|node| node.online && node.name != own);
+        // Those that are likely to answer come first: a lost one may be thought online for seconds.
+        let mut others: Vec<_> = online.collect();
+        others.sort_by_key(|node| node.data_status(&self.names) == Some(DataStatus::Disconnected));
+        let wanted = (nodes / 2 + 1).min(others.len() + 1);
+        let mut confirmed = 1;
+        for node in others {
+            if confirmed >= wanted {
+                break;
+            }
+            let theirs = self.query_at(&node.name, limit).await;
+            if theirs.is_ok_and(|theirs| cib.same_claims(&theirs, &self.names.resource)) {
+                confirmed += 1;
+            }
+        }
+        if confirmed >= wanted {
+            return Ok(());
+        }
+        Err(AttributeError::TooFewHoldClaims { confirmed, nodes })
+    }
+
+    /// Reads the CIB of another node.
+    async fn query_at(&self, node: &str, limit: Duration) -> Result<Cib, AttributeError> {
+        let call = Call::new("cibadmin", &["--query", "--node", node], limit.min(self.limit));
+        let output = self.run.run(call).await.map_err(AttributeError::Command)?;
+        if !output.success() {
+            return Err(exit("cibadmin", &output));
+        }
+        Cib::parse(&output.stdout).map_err(AttributeError::Cib)
+    }
+
     async fn call(&self, program: &'static str, args: &[&str]) -> Result<Output, AttributeError> {
         let call = Call::new(program, args, self.limit);
         let output = self.run.run(call).await.map_err(AttributeError::Command)?;
         if !output.success() {
-            let reason = output.last_words().to_owned();
-            return Err(AttributeError::Exit { program, status: output.status, reason });
+            return Err(exit(program, &output));
         }
         Ok(output)
     }
+}
+
+fn exit(program: &'static str, output: &Output) -> AttributeError {
+    let reason = output.last_words().to_owned();
+    AttributeError::Exit { program, status: output.status, reason }
 }
 
 #[cfg(test)]

@@ -210,6 +210,34 @@ fn without_quorum_the_primary_goes_on_waiting_for_a_lost_standby() {
 }
 
 #[test]
+fn a_primary_that_loses_quorum_while_it_revokes_goes_on_waiting() {
+    let cluster = Cluster::pair();
+    cluster.crash("pg02");
+    fs::write(cluster.path("quorum-after-write"), "0").expect("written");
+    cluster.act("pg01", "monitor").with(8);
+    assert!(!cluster.path("quorum-after-write").exists(), "nothing was revoked");
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
+    fs::remove_file(cluster.path("quorum")).expect("removed");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "");
+}
+
+#[test]
+fn a_revocation_that_no_other_node_has_seen_does_not_count() {
+    let cluster = Cluster::pair();
+    let before = fs::read(cluster.path("cib.xml")).expect("there");
+    cluster.crash("pg02");
+    fs::write(cluster.path("cib-of-pg03"), before).expect("written");
+    fs::write(cluster.path("cib-of-pg02"), "").expect("written");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.attribute("pg02", "Postgresql-data-status").as_deref(), Some("DISCONNECT"));
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
+    fs::remove_file(cluster.path("cib-of-pg03")).expect("removed");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "");
+}
+
+#[test]
 fn a_lost_standby_is_unpromotable_in_the_cib_before_the_primary_stops_waiting() {
     let cluster = Cluster::pair();
     cluster.crash("pg02");

@@ -15,6 +15,7 @@ use super::{
 /// The attribute names of one resource.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Names {
+    pub resource: String,
     pub status: String,
     pub data_status: String,
     pub score: String,
@@ -27,6 +28,7 @@ impl Names {
     /// Names for the resource called `resource`, without a clone's `:N`.
     pub fn of(resource: &str) -> Self {
         Self {
+            resource: resource.to_owned(),
             status: format!("{resource}-status"),
             data_status: format!("{resource}-data-status"),
             score: format!("master-{resource}"),
@@ -119,6 +121,20 @@ impl Cib {
 
     pub fn node(&self, name: &str) -> Option<&Node> {
         self.nodes.get(name)
+    }
+
+    /// Whether `other` holds the same durable claims of `resource`, node by node.
+    pub fn same_claims(&self, other: &Self, resource: &str) -> bool {
+        self.claims(resource).eq(other.claims(resource))
+    }
+
+    fn claims(&self, resource: &str) -> impl Iterator<Item = (&str, &str, &str)> {
+        let ours =
+            move |name: &str| name.strip_prefix(resource).is_some_and(|rest| rest.starts_with('-'));
+        self.nodes.values().flat_map(move |node| {
+            let claims = node.permanent.iter().filter(move |(name, _)| ours(name));
+            claims.map(|(name, value)| (node.name.as_str(), name.as_str(), value.as_str()))
+        })
     }
 
     /// The node that is primary, other than `own`: online, with status `PRI`.

@@ -26,6 +26,9 @@ use crate::{
 /// most; a standby that is away longer is lost.
 const GRACE: Duration = Duration::from_millis(500);
 
+/// How long another node may take to show its CIB.
+const PEER_LIMIT: Duration = Duration::from_secs(2);
+
 /// How long a standby must have been seen synchronous before it counts: time for the checkpointer
 /// to take over the reloaded settings, from which on every commit waits.
 const SETTLED: Duration = Duration::from_millis(150);
@@ -51,14 +54,19 @@ pub(super) async fn duties<R: Run + Clone>(
         state = local.state().await?;
     }
     let steps = plan(view(agent, &cib, &state, &waits_for(&state)));
-    let changes_waiting = steps.iter().any(|step| matches!(step, Step::WaitFor(_)));
-    if changes_waiting && !agent.attributes.has_quorum().await? {
-        // The other side may be promoting the very standby that this one would stop waiting for.
-        warn!(agent.log, "without quorum the primary goes on waiting for its standby";
-            "event" => "agent.replication.no_quorum");
+    if steps.iter().any(changes_waiting) && !still_has_quorum(agent).await? {
         return Ok(());
     }
     for step in steps {
+        if changes_waiting(&step) {
+            // What this node's CIB says counts only if the majority's says so too: in a partition a
+            // write may have been delivered on this side alone. Quorum comes second, since it is
+            // known to be lost only seconds after it was.
+            agent.attributes.confirm_claims(&agent.node, agent.share(4, PEER_LIMIT)).await?;
+            if !still_has_quorum(agent).await? {
+                return Ok(());
+            }
+        }
         carry_out(agent, local, step).await?;
     }
     if state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline) {
@@ -69,6 +77,21 @@ pub(super) async fn duties<R: Run + Clone>(
         }
     }
     Ok(())
+}
+
+fn changes_waiting(step: &Step) -> bool {
+    matches!(step, Step::WaitFor(_))
+}
+
+/// Whether this side of the cluster may decide whom commits wait for. The other side may be promoting
+/// the very standby that this one would stop waiting for.
+async fn still_has_quorum<R: Run + Clone>(agent: &Agent<R>) -> Result<bool, Failure> {
+    let quorum = agent.attributes.has_quorum().await?;
+    if !quorum {
+        warn!(agent.log, "without quorum the primary goes on waiting for its standby";
+            "event" => "agent.replication.no_quorum");
+    }
+    Ok(quorum)
 }
 
 fn waits_for(state: &State) -> Option<SyncName> {
