@@ -46,6 +46,7 @@ pub fn xml(version: &str) -> String {
     }
     format!(
         "<?xml version=\"1.0\"?>\n\
+         <!DOCTYPE resource-agent SYSTEM \"ra-api-1.dtd\">\n\
          <resource-agent name=\"pgsql\" version=\"{version}\">\n\
          <version>1.1</version>\n\
          <longdesc lang=\"en\">{LONG}</longdesc>\n\
