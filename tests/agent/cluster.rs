@@ -283,6 +283,13 @@ impl Cluster {
         self.edit_hba(node, |old| format!("{REFUSE_REPLICATION}{old}"));
     }
 
+    /// Appends lines to the main configuration file of `node`; the server is not told.
+    pub(crate) fn configure(&self, node: &str, lines: &str) {
+        let path = self.data(node).join("postgresql.conf");
+        let old = fs::read_to_string(&path).expect("made by initdb");
+        fs::write(path, format!("{old}\n{lines}\n")).expect("written");
+    }
+
     /// Undoes [`Self::refuse_replication`].
     pub(crate) fn accept_replication(&self, node: &str) {
         self.edit_hba(node, |old| old.replace(REFUSE_REPLICATION, ""));
