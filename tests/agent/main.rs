@@ -4,6 +4,7 @@
 
 mod cluster;
 mod conformance;
+mod cost;
 mod validation;
 
 use std::{fs, process::Stdio, time::Duration};
