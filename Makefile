@@ -8,8 +8,10 @@ SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shell
 # Tests that start real etcd, PgBouncer and Postgres processes.
 INTEGRATION := etcd postgres pgbouncer publish proxy failover agent
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
+# Versions of Postgres that no node image has; the resource agent's tests run on them as well.
+POSTGRES ?= 13 18
 
-.PHONY: help setup check unit integration acceptance test config
+.PHONY: help setup check unit integration versions acceptance test config
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -31,11 +33,20 @@ integration: setup ## against real programs, inside a container of the node imag
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
 	  cargo test --locked $(INTEGRATION:%=--test %)
 
+versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 18" for others
+	docker/versions/build
+	@set -e; for version in $(POSTGRES); do echo "the resource agent on Postgres $$version"; \
+	  PGCM_TEST_POSTGRES=$$version \
+	  CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node versions" \
+	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node versions" \
+	  cargo test --locked --test agent; done
+
 acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the other release
 	docker/acceptance $(DEBIAN)
 
 test: check unit ## everything that CI runs
 	$(MAKE) integration
+	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
 	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"
 

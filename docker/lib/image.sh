@@ -20,11 +20,13 @@ base_image() {
 }
 
 debootstrap_image() {
-  local tree=$work_dir/debootstrap
+  local tree=$work_dir/debootstrap scripts=/usr/share/debootstrap/scripts source=()
   PATH=$PATH:/usr/sbin:/sbin
   have debootstrap || need_packages debootstrap
+  # A release younger than debootstrap is made like sid, as all of them are.
+  [ -e "$scripts/$debian" ] || source=(http://deb.debian.org/debian "$scripts/sid")
   # debootstrap refuses directories on file systems mounted nodev or noexec, as some /tmp are.
-  as_root debootstrap --variant=minbase "$debian" "$tree" > "$work_dir/debootstrap.log" 2>&1 \
+  as_root debootstrap --variant=minbase "$debian" "$tree" "${source[@]}" > "$work_dir/debootstrap.log" 2>&1 \
     || { tail -n 5 "$work_dir/debootstrap.log" >&2; fail "debootstrap could not make Debian $debian"; }
   as_root tar -C "$tree" -c . | docker import - "pgcm-base:$debian" > /dev/null
   as_root rm -rf "$tree"
@@ -32,16 +34,21 @@ debootstrap_image() {
 
 # Sets $image and builds it where needed: a second or two when nothing changed.
 need_image() {
-  local base
   image=pgcm-node:$debian
+  build_image "$image" "$root/docker/image"
+}
+
+# build_image NAME DIRECTORY: builds the image NAME on a bare Debian $debian.
+build_image() {
+  local base
   base=$(base_image) || exit 1
-  if has_image "$image"; then
-    say "checking the node image"
+  if has_image "$1"; then
+    say "checking the image $1"
   else
-    say "building the node image for Debian $debian (a few minutes, once)"
+    say "building the image $1 on Debian $debian (a few minutes, once)"
   fi
-  if ! docker build --build-arg "BASE=$base" --tag "$image" "$root/docker/image" > "$work_dir/build.log" 2>&1; then
+  if ! docker build --build-arg "BASE=$base" --tag "$1" "$2" > "$work_dir/build.log" 2>&1; then
     tail -n 20 "$work_dir/build.log" >&2
-    fail "the node image does not build; the end of the log is above"
+    fail "the image $1 does not build; the end of the log is above"
   fi
 }

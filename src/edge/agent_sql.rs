@@ -44,8 +44,8 @@ pub enum SqlError {
         #[source]
         source: CommandError,
     },
-    #[error("{address} did not answer a replication connection: {reason}")]
-    Unreachable { address: String, reason: String },
+    #[error("{address} did not answer a {kind} connection: {reason}")]
+    Unreachable { address: String, kind: &'static str, reason: String },
     #[error("{address} answered what cannot be understood: {answer}")]
     Strange { address: String, answer: String },
 }
@@ -91,6 +91,11 @@ select pg_is_in_recovery(),
        exists (select from pg_stat_wal_receiver where status = 'streaming');
 select application_name, state, sync_state, flush_lsn from pg_stat_replication
  where state is not null";
+
+const MAY_REWIND: &str =
+    "select bool_and(has_function_privilege(name, 'execute')) from unnest(array[
+    'pg_ls_dir(text,boolean,boolean)', 'pg_stat_file(text,boolean)', 'pg_read_binary_file(text)',
+    'pg_read_binary_file(text,bigint,bigint,boolean)']) as name";
 
 impl Local {
     /// Connects to the server behind `socket` as `user`, whose operating system identity is taken
@@ -147,12 +152,21 @@ impl Local {
     }
 
     pub async fn in_recovery(&self) -> Result<bool, SqlError> {
-        let messages = self.ask("select pg_is_in_recovery()").await?;
+        self.is("pg_is_in_recovery()").await
+    }
+
+    /// Whether this connection's role is a superuser.
+    pub async fn is_superuser(&self) -> Result<bool, SqlError> {
+        self.is("current_setting('is_superuser')::bool").await
+    }
+
+    async fn is(&self, expression: &'static str) -> Result<bool, SqlError> {
+        let messages = self.ask(&format!("select {expression}")).await?;
         let answer = messages.iter().find_map(|message| match message {
             SimpleQueryMessage::Row(row) => Some(row.get(0) == Some("t")),
             _ => None,
         });
-        answer.ok_or(SqlError::Incomplete("pg_is_in_recovery()"))
+        answer.ok_or(SqlError::Incomplete(expression))
     }
 
     /// Writes a checkpoint, which takes as long as there are dirty buffers.
@@ -221,9 +235,23 @@ impl<R: Run> Remote<R> {
         Ok(Primary { system, position, history })
     }
 
+    /// Whether the role may execute what pg_rewind executes, over a normal connection.
+    pub async fn may_rewind(&self) -> Result<bool, SqlError> {
+        Ok(self.ask_over("normal", "dbname=postgres", MAY_REWIND).await?.trim() == "t")
+    }
+
     async fn ask(&self, command: &str) -> Result<String, SqlError> {
+        self.ask_over("replication", "replication=true", command).await
+    }
+
+    async fn ask_over(
+        &self,
+        kind: &'static str,
+        option: &str,
+        command: &str,
+    ) -> Result<String, SqlError> {
         let seconds = self.limit.as_secs().max(2);
-        let conninfo = format!("{} replication=true connect_timeout={seconds}", self.conninfo);
+        let conninfo = format!("{} {option} connect_timeout={seconds}", self.conninfo);
         let home = format!("HOME={}", self.user.home.display());
         let args = [&home, &self.psql, "-XAtq", "-F|", "-c", command, &conninfo];
         let mut call = Call::new("env", &args.map(|arg| arg), self.limit);
@@ -235,7 +263,7 @@ impl<R: Run> Remote<R> {
             .map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
         if !output.success() {
             let reason = output.last_words().to_owned();
-            return Err(SqlError::Unreachable { address: self.address.clone(), reason });
+            return Err(SqlError::Unreachable { address: self.address.clone(), kind, reason });
         }
         Ok(output.stdout)
     }

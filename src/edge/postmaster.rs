@@ -218,6 +218,25 @@ impl<R: Run> Postmaster<R> {
         Ok(last_record(&output.stderr))
     }
 
+    /// The value that the server would have for `setting` if it started now.
+    ///
+    /// # Errors
+    /// [`PostmasterError::Exit`] with the server's words when its configuration cannot be read.
+    pub async fn setting(&self, setting: &str, limit: Duration) -> Result<String, PostmasterError> {
+        // The options are text for a shell, as pg_ctl gives it to one.
+        let script = format!(r#"exec "$0" "$@" {}"#, self.start_options);
+        let config = format!("config_file={}", self.config_file.display());
+        let (postgres, data) = (self.program("postgres"), self.data());
+        let args = ["sh", "-c", &script, &postgres, "-D", &data, "-C", setting, "-c", &config];
+        let output = self.run_as_user(&args, limit).await?;
+        Ok(Self::succeeded("postgres", output)?.stdout.trim().to_owned())
+    }
+
+    /// What `postgres --version` prints.
+    pub async fn version(&self, limit: Duration) -> Result<String, PostmasterError> {
+        Ok(self.tool("postgres", &["--version"], limit).await?.stdout)
+    }
+
     /// The newest timeline that the local WAL files name, or 0.
     pub fn wal_timeline(&self) -> u32 {
         let timeline = |entry: io::Result<fs::DirEntry>| {
@@ -306,6 +325,10 @@ impl<R: Run> Postmaster<R> {
         limit: Duration,
     ) -> Result<Output, PostmasterError> {
         let output = self.call(program, args, limit).await?;
+        Self::succeeded(program, output)
+    }
+
+    fn succeeded(program: &'static str, output: Output) -> Result<Output, PostmasterError> {
         if !output.success() {
             let reason = output.last_words().to_owned();
             return Err(PostmasterError::Exit { program, status: output.status, reason });
@@ -319,10 +342,16 @@ impl<R: Run> Postmaster<R> {
         args: &[&str],
         limit: Duration,
     ) -> Result<Output, PostmasterError> {
-        let home = format!("HOME={}", self.user.home.display());
         let path = self.program(program);
-        let mut all = vec!["-C", "/", "LC_ALL=C", &home, &path];
+        let mut all = vec![path.as_str()];
         all.extend(args);
+        self.run_as_user(&all, limit).await
+    }
+
+    async fn run_as_user(&self, argv: &[&str], limit: Duration) -> Result<Output, PostmasterError> {
+        let home = format!("HOME={}", self.user.home.display());
+        let mut all = vec!["-C", "/", "LC_ALL=C", &home];
+        all.extend(argv);
         let mut call = Call::new("env", &all, limit);
         call.run_as = self.user.run_as();
         self.run.run(call).await.map_err(PostmasterError::Command)

@@ -15,6 +15,7 @@ use std::{
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) code: i32,
+    pub(crate) stdout: String,
     pub(crate) stderr: String,
     pub(crate) took: Duration,
 }
@@ -42,7 +43,7 @@ pub(crate) struct Cluster {
 }
 
 #[expect(clippy::disallowed_methods, reason = "tests start real programs")]
-fn command(program: &str) -> Command {
+pub(crate) fn command(program: &str) -> Command {
     Command::new(program)
 }
 
@@ -172,10 +173,24 @@ impl Cluster {
     }
 
     pub(crate) fn act_with(&self, node: &str, action: &str, env: &[(&str, &str)]) -> Ended {
-        let path = std::env::var("PATH").unwrap_or_default();
         let mut command = command(env!("CARGO_BIN_EXE_pgcm"));
+        command.args(["resource-agent", action]);
+        self.as_pacemaker(&mut command, node);
+        command.envs(env.iter().copied());
+        let begun = Instant::now();
+        let output = command.output().expect("pgcm runs");
+        Ended {
+            code: output.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+            took: begun.elapsed(),
+        }
+    }
+
+    /// Gives `command` the environment in which Pacemaker runs the agent on `node`.
+    pub(crate) fn as_pacemaker(&self, command: &mut Command, node: &str) {
+        let path = std::env::var("PATH").unwrap_or_default();
         command
-            .args(["resource-agent", action])
             .env("PATH", format!("{}:{path}", text(&self.path("bin"))))
             .env("PGCM_TEST_DIR", self.dir.path())
             .env("PGCM_TEST_WITNESS", self.data("pg01").join("pgcm.conf"))
@@ -193,14 +208,6 @@ impl Cluster {
             .env("OCF_RESKEY_start_opt", format!("-c listen_addresses={}", address(node)));
         for (name, value) in &self.parameters {
             command.env(format!("OCF_RESKEY_{name}"), value);
-        }
-        command.envs(env.iter().copied());
-        let begun = Instant::now();
-        let output = command.output().expect("pgcm runs");
-        Ended {
-            code: output.status.code().unwrap_or(-1),
-            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            took: begun.elapsed(),
         }
     }
 
@@ -274,6 +281,13 @@ impl Cluster {
     /// Lets no standby connect to `node` any more.
     pub(crate) fn refuse_replication(&self, node: &str) {
         self.edit_hba(node, |old| format!("{REFUSE_REPLICATION}{old}"));
+    }
+
+    /// Appends lines to the main configuration file of `node`; the server is not told.
+    pub(crate) fn configure(&self, node: &str, lines: &str) {
+        let path = self.data(node).join("postgresql.conf");
+        let old = fs::read_to_string(&path).expect("made by initdb");
+        fs::write(path, format!("{old}\n{lines}\n")).expect("written");
     }
 
     /// Undoes [`Self::refuse_replication`].

@@ -3,6 +3,9 @@
 //! Pacemaker's tools work on a CIB in a file. Runs as root, as the agent does.
 
 mod cluster;
+mod conformance;
+mod cost;
+mod validation;
 
 use std::{fs, process::Stdio, time::Duration};
 
@@ -296,6 +299,34 @@ fn a_busy_primary_is_not_demoted() {
     assert!(ended.took < Duration::from_secs(4), "{:?}", ended.took);
     ended.with(8);
     cluster.act("pg01", "monitor").with(8);
+}
+
+#[test]
+fn a_busy_standby_is_not_taken_for_a_primary() {
+    let cluster = Cluster::pair();
+    cluster.signal("pg02", Signal::SIGSTOP);
+    let ended = cluster.act_with("pg02", "monitor", &[("OCF_RESKEY_CRM_meta_timeout", "4000")]);
+    cluster.signal("pg02", Signal::SIGCONT);
+    ended.with(0);
+    cluster.act("pg02", "monitor").with(0);
+}
+
+#[test]
+fn demoting_a_standby_leaves_it_running() {
+    let cluster = Cluster::pair();
+    let pid = cluster.pid("pg02");
+    cluster.act("pg02", "demote").with(0);
+    assert_eq!(cluster.pid("pg02"), pid);
+}
+
+#[test]
+fn a_stray_standby_signal_does_not_keep_a_primary_from_being_demoted() {
+    let cluster = Cluster::pair();
+    fs::write(cluster.data("pg01").join("standby.signal"), "").expect("written");
+    let pid = cluster.pid("pg01");
+    cluster.act("pg01", "demote").with(0);
+    assert_ne!(cluster.pid("pg01"), pid);
+    assert_eq!(cluster.sql("pg01", "select pg_is_in_recovery()"), "t");
 }
 
 #[test]

@@ -29,6 +29,8 @@ pub struct ControlData {
     pub minimum_recovery_timeline: u32,
     /// A base backup whose start has not been replayed to its end yet.
     pub backup_unfinished: bool,
+    /// Whether pages carry checksums.
+    pub checksums: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -55,6 +57,7 @@ impl ControlData {
             minimum_recovery: lsn("Minimum recovery ending location")?,
             minimum_recovery_timeline: number("Min recovery ending loc's timeline")?,
             backup_unfinished: lsn("Backup start location")? != Lsn(0),
+            checksums: number("Data page checksum version")? != 0,
         })
     }
 
@@ -116,13 +119,14 @@ Minimum recovery ending location:     0/0
 Min recovery ending loc's timeline:   0
 Backup start location:                0/0
 Backup end location:                  0/0
+Data page checksum version:           1
 ";
 
     #[test]
     fn a_stopped_primary_is_recognised() {
         let data = ControlData::parse(STOPPED_PRIMARY).expect("valid");
         assert_eq!(data.system, "7432112233445566778");
-        assert!(data.cleanly_stopped_primary() && !data.crashed());
+        assert!(data.cleanly_stopped_primary() && !data.crashed() && data.checksums);
         assert_eq!((data.timeline(), data.read_from()), (1, Lsn(0x300_0028)));
     }
 

@@ -165,10 +165,31 @@ impl<R: Run + Clone> Agent<R> {
     }
 
     /// The server's condition from its files alone.
-    pub(super) fn condition_from_files(&self) -> Result<(Condition, Option<u32>), Failure> {
+    pub(super) async fn condition_from_files(&self) -> Result<(Condition, Option<u32>), Failure> {
         let (process, pid) = self.postmaster.process()?;
+        let answer = self.answer_from_files(process).await;
         let signal = self.postmaster.has("standby.signal");
-        Ok((condition(process, Answer::Busy, signal), pid))
+        Ok((condition(process, answer, signal), pid))
+    }
+
+    /// What the files say in the place of a server that is not asked, or does not answer.
+    ///
+    /// A hot standby calls itself ready in its lock file, as a primary does. Only the control file tells
+    /// them apart: `standby.signal` can be put beside a running primary.
+    pub(super) async fn answer_from_files(&self, process: Process) -> Answer {
+        let is_ready = process == Process::Running(Some(Phase::Ready));
+        if !is_ready || !self.postmaster.has("standby.signal") {
+            return Answer::Busy;
+        }
+        match self.postmaster.control_data(self.share(6, Duration::from_secs(3))).await {
+            Ok(control) if control.was_standby() => Answer::Standby,
+            Ok(_) => Answer::Primary,
+            Err(error) => {
+                warn!(self.log, "cannot read whether the server is a standby";
+                    "event" => "agent.files.fail", "error" => %chain(&error));
+                Answer::Busy
+            }
+        }
     }
 
     /// This node's address for the others.

@@ -28,7 +28,7 @@ use crate::{
 /// That node is asked whether it received the shutdown checkpoint. If it did not, it loses the right
 /// to be promoted and this node gets it back, so that Pacemaker promotes this node again.
 pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
-    let pid = match agent.condition_from_files()? {
+    let pid = match agent.condition_from_files().await? {
         (Condition::Standby | Condition::StartingStandby, _) => return Ok(OcfCode::Success),
         (_, Some(pid)) => pid,
         (_, None) => return after_a_crash(agent).await,

@@ -72,10 +72,11 @@ async fn dispatch(
 ) -> Result<OcfCode, Failure> {
     let parameters = Parameters::from_environment(env)
         .map_err(|error| Failure::new(OcfCode::Configured, error.to_string()))?;
-    if action == "validate-all" {
-        return validate_all::run(env, &parameters);
+    let validates = action == "validate-all";
+    if validates && !validate_all::is_deep(env) {
+        return Ok(OcfCode::Success);
     }
-    if !parameters.pgdata.join("PG_VERSION").exists() {
+    if !validates && !parameters.pgdata.join("PG_VERSION").exists() {
         return without_data(action, &parameters);
     }
     // A signal to the postmaster and a last look must fit in after the budget's inner limits.
@@ -87,6 +88,7 @@ async fn dispatch(
         "promote" => promote::run(&agent).await,
         "demote" => demote::run(&agent).await,
         "notify" => notify::run(&agent, env).await,
+        "validate-all" => validate_all::run(&agent, env).await,
         _ => monitor::run(&agent, is_probe(env)).await,
     }
 }

@@ -35,7 +35,7 @@ pub(super) async fn run<R: Run + Clone>(
     let answer = match &asked {
         Some((_, state)) if state.in_recovery => Answer::Standby,
         Some(_) => Answer::Primary,
-        None => Answer::Busy,
+        None => agent.answer_from_files(process).await,
     };
     let found = condition(process, answer, agent.postmaster.has("standby.signal"));
     debug!(agent.log, "looked at the server"; "event" => "agent.monitor.look",

@@ -27,7 +27,7 @@ const POLL: Duration = Duration::from_millis(3);
 
 /// Promotes the local server and returns once it accepts writes.
 pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
-    if matches!(agent.condition_from_files()?.0, Condition::Stopped | Condition::Orphaned) {
+    if matches!(agent.condition_from_files().await?.0, Condition::Stopped | Condition::Orphaned) {
         return Err(Failure::new(OcfCode::NotRunning, "Postgres does not run, cannot be promoted"));
     }
     let server = async {

@@ -24,7 +24,7 @@ use crate::{
 pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     validate_all::owned(&agent.parameters, &agent.postmaster.user)?;
     let address = agent.own_address().await?.to_string();
-    match agent.condition_from_files()?.0 {
+    match agent.condition_from_files().await?.0 {
         Condition::Stopped => {}
         Condition::Orphaned => shutdown::end_orphans(agent).await?,
         _ => {

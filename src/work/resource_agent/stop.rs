@@ -13,7 +13,7 @@ use crate::{
 ///
 /// What the data is worth stays in the CIB: a primary that was stopped still has the newest data.
 pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
-    let (_, pid) = agent.condition_from_files()?;
+    let (_, pid) = agent.condition_from_files().await?;
     let ended = async {
         match pid {
             Some(pid) => shutdown::end(agent, pid, agent.left() * 2 / 3).await,
