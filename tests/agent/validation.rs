@@ -57,7 +57,6 @@ fn unfit_settings_are_all_told_with_file_and_cure() {
         2,
         &["wal_level is minimal", "max_wal_senders is 0", "hot_standby is off", &config],
     );
-    cluster.act("pg01", "start").with(1);
 }
 
 #[test]
