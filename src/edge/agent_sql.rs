@@ -92,6 +92,10 @@ select pg_is_in_recovery(),
 select application_name, state, sync_state, flush_lsn from pg_stat_replication
  where state is not null";
 
+const PROMOTE: &str = "
+select pg_promote(wait => false);
+select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'slotsync worker'";
+
 impl Local {
     /// Connects to the server behind `socket` as `user`, whose operating system identity is taken
     /// for the moment of connecting. `limit` bounds this and every later question.
@@ -142,8 +146,11 @@ impl Local {
     }
 
     /// Asks the server to leave recovery, and does not wait for it.
+    ///
+    /// The process that copies logical slots is ended: in older releases of 17 and 18 one that waits
+    /// for a dead primary's answer does not hear of the promotion, which waits for it.
     pub async fn promote(&self) -> Result<(), SqlError> {
-        self.ask("select pg_promote(wait => false)").await.map(|_| ())
+        self.ask(PROMOTE).await.map(|_| ())
     }
 
     pub async fn in_recovery(&self) -> Result<bool, SqlError> {
@@ -160,7 +167,7 @@ impl Local {
         self.ask("checkpoint").await.map(|_| ())
     }
 
-    async fn ask(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, SqlError> {
+    pub(super) async fn ask(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, SqlError> {
         timeout(self.limit, self.client.simple_query(sql))
             .await
             .map_err(|_| SqlError::TimedOut(self.limit))?
@@ -221,11 +228,22 @@ impl<R: Run> Remote<R> {
         Ok(Primary { system, position, history })
     }
 
-    async fn ask(&self, command: &str) -> Result<String, SqlError> {
+    pub(super) async fn ask(&self, command: &str) -> Result<String, SqlError> {
+        self.ask_through("replication=true", "default", command).await
+    }
+
+    /// Asks over a connection with further options of libpq; refusals come in psql's `verbosity`.
+    pub(super) async fn ask_through(
+        &self,
+        options: &str,
+        verbosity: &str,
+        command: &str,
+    ) -> Result<String, SqlError> {
         let seconds = self.limit.as_secs().max(2);
-        let conninfo = format!("{} replication=true connect_timeout={seconds}", self.conninfo);
+        let conninfo = format!("{} {options} connect_timeout={seconds}", self.conninfo);
         let home = format!("HOME={}", self.user.home.display());
-        let args = [&home, &self.psql, "-XAtq", "-F|", "-c", command, &conninfo];
+        let verbosity = format!("VERBOSITY={verbosity}");
+        let args = [&home, &self.psql, "-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
         let mut call = Call::new("env", &args.map(|arg| arg), self.limit);
         call.run_as = self.user.run_as();
         let output = self
@@ -240,7 +258,7 @@ impl<R: Run> Remote<R> {
         Ok(output.stdout)
     }
 
-    fn strange(&self, answer: &str) -> SqlError {
+    pub(super) fn strange(&self, answer: &str) -> SqlError {
         SqlError::Strange { address: self.address.clone(), answer: answer.trim().to_owned() }
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! The environment becomes [`parameters`], the cluster's XML becomes [`cib`], the server's files
 //! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
-//! the steps that keep the synchronous standby ([`sync_plan`]), and whether a node may come back as
-//! it is ([`rejoin`]).
+//! the steps that keep the synchronous standby ([`sync_plan`]) and the replication slots ([`slots`]),
+//! and whether a node may come back as it is ([`rejoin`]).
 
 pub mod cib;
 pub mod claim;
@@ -19,4 +19,5 @@ pub mod parameters;
 pub mod pid_file;
 pub mod rejoin;
 pub mod settings;
+pub mod slots;
 pub mod sync_plan;

@@ -6,7 +6,10 @@ use nix::sys::signal::Signal;
 use slog::{error, info, warn};
 use tokio::time::{Instant, sleep};
 
-use super::context::{Agent, Failure};
+use super::{
+    context::{Agent, Failure},
+    slots,
+};
 use crate::{
     edge::{
         agent_sql::{Local, State},
@@ -58,6 +61,7 @@ pub(super) async fn duties<R: Run + Clone>(
             "event" => "agent.replication.no_quorum");
         return Ok(());
     }
+    slots::keep_on_primary(agent, local, &cib, &state).await;
     for step in steps {
         carry_out(agent, local, step).await?;
     }
