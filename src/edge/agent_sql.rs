@@ -97,6 +97,10 @@ const MAY_REWIND: &str =
     'pg_ls_dir(text,boolean,boolean)', 'pg_stat_file(text,boolean)', 'pg_read_binary_file(text)',
     'pg_read_binary_file(text,bigint,bigint,boolean)']) as name";
 
+const PROMOTE: &str = "
+select pg_promote(wait => false);
+select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'slotsync worker'";
+
 impl Local {
     /// Connects to the server behind `socket` as `user`, whose operating system identity is taken
     /// for the moment of connecting. `limit` bounds this and every later question.
@@ -147,8 +151,11 @@ impl Local {
     }
 
     /// Asks the server to leave recovery, and does not wait for it.
+    ///
+    /// The process that copies logical slots is ended: in older releases of 17 and 18 one that waits
+    /// for a dead primary's answer does not hear of the promotion, which waits for it.
     pub async fn promote(&self) -> Result<(), SqlError> {
-        self.ask("select pg_promote(wait => false)").await.map(|_| ())
+        self.ask(PROMOTE).await.map(|_| ())
     }
 
     pub async fn in_recovery(&self) -> Result<bool, SqlError> {
@@ -174,7 +181,7 @@ impl Local {
         self.ask("checkpoint").await.map(|_| ())
     }
 
-    async fn ask(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, SqlError> {
+    pub(super) async fn ask(&self, sql: &str) -> Result<Vec<SimpleQueryMessage>, SqlError> {
         timeout(self.limit, self.client.simple_query(sql))
             .await
             .map_err(|_| SqlError::TimedOut(self.limit))?
@@ -237,23 +244,26 @@ impl<R: Run> Remote<R> {
 
     /// Whether the role may execute what pg_rewind executes, over a normal connection.
     pub async fn may_rewind(&self) -> Result<bool, SqlError> {
-        Ok(self.ask_over("normal", "dbname=postgres", MAY_REWIND).await?.trim() == "t")
+        let answer = self.ask_through("dbname=postgres", "default", MAY_REWIND).await?;
+        Ok(answer.trim() == "t")
     }
 
-    async fn ask(&self, command: &str) -> Result<String, SqlError> {
-        self.ask_over("replication", "replication=true", command).await
+    pub(super) async fn ask(&self, command: &str) -> Result<String, SqlError> {
+        self.ask_through("replication=true", "default", command).await
     }
 
-    async fn ask_over(
+    /// Asks over a connection with further options of libpq; refusals come in psql's `verbosity`.
+    pub(super) async fn ask_through(
         &self,
-        kind: &'static str,
-        option: &str,
+        options: &str,
+        verbosity: &str,
         command: &str,
     ) -> Result<String, SqlError> {
         let seconds = self.limit.as_secs().max(2);
-        let conninfo = format!("{} {option} connect_timeout={seconds}", self.conninfo);
+        let conninfo = format!("{} {options} connect_timeout={seconds}", self.conninfo);
         let home = format!("HOME={}", self.user.home.display());
-        let args = [&home, &self.psql, "-XAtq", "-F|", "-c", command, &conninfo];
+        let verbosity = format!("VERBOSITY={verbosity}");
+        let args = [&home, &self.psql, "-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
         let mut call = Call::new("env", &args.map(|arg| arg), self.limit);
         call.run_as = self.user.run_as();
         let output = self
@@ -263,12 +273,13 @@ impl<R: Run> Remote<R> {
             .map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
         if !output.success() {
             let reason = output.last_words().to_owned();
+            let kind = if options.contains("replication") { "replication" } else { "normal" };
             return Err(SqlError::Unreachable { address: self.address.clone(), kind, reason });
         }
         Ok(output.stdout)
     }
 
-    fn strange(&self, answer: &str) -> SqlError {
+    pub(super) fn strange(&self, answer: &str) -> SqlError {
         SqlError::Strange { address: self.address.clone(), answer: answer.trim().to_owned() }
     }
 }

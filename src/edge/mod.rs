@@ -15,3 +15,4 @@ pub mod pgbouncer;
 pub mod poke;
 pub mod postgres;
 pub mod postmaster;
+pub mod slot_sql;

@@ -155,6 +155,12 @@ impl<R: Run> Postmaster<R> {
         Ok(true)
     }
 
+    /// The major version that the data directory belongs to, or 0 when it does not say.
+    pub fn major_version(&self) -> u32 {
+        let text = fs::read_to_string(self.pgdata.join("PG_VERSION")).unwrap_or_default();
+        text.trim().parse().unwrap_or(0)
+    }
+
     /// Reads the control file.
     pub async fn control_data(&self, limit: Duration) -> Result<ControlData, PostmasterError> {
         let output = self.tool("pg_controldata", &["-D", &self.data()], limit).await?;
@@ -302,7 +308,7 @@ impl<R: Run> Postmaster<R> {
         }
         let auto_path = self.pgdata.join("postgresql.auto.conf");
         let auto = fs::read_to_string(&auto_path).unwrap_or_default();
-        match settings::without_owned(&auto) {
+        match settings::without_owned(&auto, settings) {
             Some(text) => self.replace(&auto_path, &text),
             None => Ok(()),
         }

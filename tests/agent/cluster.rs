@@ -156,6 +156,12 @@ impl Cluster {
         let source = format!("host={} port={} user=postgres", address("pg01"), self.port);
         let data = text(&self.data(node));
         self.as_postgres("pg_basebackup", &["-N", "-c", "fast", "-D", &data, "-d", &source]);
+        // On machines of their own all nodes have the same path, or not each other's.
+        let config = self.data(node).join("postgresql.conf");
+        let copied = fs::read_to_string(&config).expect("copied");
+        let others = copied.lines().filter(|line| !line.contains("pg01-data/pgcm.conf"));
+        let own: String = others.flat_map(|line| [line, "\n"]).collect();
+        fs::write(&config, own).expect("written");
         self.act(node, "start").with(0);
     }
 
@@ -226,6 +232,26 @@ impl Cluster {
         psql
     }
 
+    /// A consumer that writes what the logical `slot` of `node` tells to a file, not yet started.
+    pub(crate) fn consumer(&self, node: &str, slot: &str, file: &Path) -> Command {
+        let mut consumer = command(&text(&bindir().join("pg_recvlogical")));
+        consumer.args(["-U", "postgres", "-d", "postgres", "-h"]).arg(self.socket_dir(node)).args(
+            [
+                "-p",
+                &self.port.to_string(),
+                "--start",
+                "--no-loop",
+                "-F",
+                "0",
+                "-S",
+                slot,
+                "-f",
+                &text(file),
+            ],
+        );
+        consumer
+    }
+
     /// The value of a node attribute, transient or permanent.
     pub(crate) fn attribute(&self, node: &str, name: &str) -> Option<String> {
         let id = node.trim_start_matches("pg0");
@@ -247,6 +273,25 @@ impl Cluster {
             .env("CIB_file", self.path("cib.xml"))
             .args(["--name", name, &format!("--update={value}"), "--node", node]);
         run(set);
+    }
+
+    /// Takes a node out of the cluster for good.
+    pub(crate) fn remove_node(&self, node: &str) {
+        for xpath in [format!("//node[@uname='{node}']"), format!("//node_state[@uname='{node}']")]
+        {
+            let mut delete = command("/usr/sbin/cibadmin");
+            delete
+                .env("CIB_file", self.path("cib.xml"))
+                .args(["--delete", "--force", "--xpath", &xpath]);
+            run(delete);
+        }
+    }
+
+    /// Appends to a node's main configuration file.
+    pub(crate) fn configure(&self, node: &str, text: &str) {
+        let path = self.data(node).join("postgresql.conf");
+        let old = fs::read_to_string(&path).expect("made by initdb");
+        fs::write(path, format!("{old}\n{text}\n")).expect("written");
     }
 
     /// The recorded calls of Pacemaker's tools since the last [`Self::forget_calls`].
@@ -281,13 +326,6 @@ impl Cluster {
     /// Lets no standby connect to `node` any more.
     pub(crate) fn refuse_replication(&self, node: &str) {
         self.edit_hba(node, |old| format!("{REFUSE_REPLICATION}{old}"));
-    }
-
-    /// Appends lines to the main configuration file of `node`; the server is not told.
-    pub(crate) fn configure(&self, node: &str, lines: &str) {
-        let path = self.data(node).join("postgresql.conf");
-        let old = fs::read_to_string(&path).expect("made by initdb");
-        fs::write(path, format!("{old}\n{lines}\n")).expect("written");
     }
 
     /// Undoes [`Self::refuse_replication`].

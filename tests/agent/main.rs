@@ -5,6 +5,7 @@
 mod cluster;
 mod conformance;
 mod cost;
+mod slots;
 mod validation;
 
 use std::{fs, process::Stdio, time::Duration};

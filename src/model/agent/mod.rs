@@ -2,8 +2,9 @@
 //!
 //! The environment becomes [`parameters`], the cluster's XML becomes [`cib`], the server's files
 //! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
-//! the steps that keep the synchronous standby ([`sync_plan`]), whether a node may come back as it is
-//! ([`rejoin`]), and what is wrong with its settings ([`requirements`]).
+//! the steps that keep the synchronous standby ([`sync_plan`]) and the replication slots ([`slots`]),
+//! whether a node may come back as it is ([`rejoin`]), and what is wrong with its settings
+//! ([`requirements`]).
 
 pub mod cib;
 pub mod claim;
@@ -20,4 +21,5 @@ pub mod pid_file;
 pub mod rejoin;
 pub mod requirements;
 pub mod settings;
+pub mod slots;
 pub mod sync_plan;

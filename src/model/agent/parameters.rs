@@ -151,6 +151,36 @@ pub const DOCUMENTED: &[Documented] = &[
         that holds writes which the new one never had is brought back by pg_rewind. Those writes \
         were not acknowledged under rep_mode=sync. false: it stays stopped, with the commands.",
     ),
+    documented(
+        "replication_slots",
+        "boolean",
+        "false",
+        "Keep replication slots",
+        "Whether every node keeps \
+        a physical replication slot, called pgcm_NODE, for each other node, so that a standby that was \
+        away finds its WAL on whichever node is the primary then. false: slots are left alone, except \
+        that those of this cluster's nodes are dropped.",
+    ),
+    documented(
+        "slot_wal_limit",
+        "string",
+        "16GB",
+        "WAL kept for a lost standby",
+        "With \
+        replication_slots=true: how much WAL slots may keep on each node (max_slot_wal_keep_size), \
+        such as 500MB or 16GB. A standby that needs more has to be made anew. Must fit on the disk.",
+    ),
+    documented(
+        "sync_logical_slots",
+        "boolean",
+        "false",
+        "Logical slots survive failovers",
+        "With \
+        replication_slots=true, Postgres 17 or later and wal_level=logical: standbys copy the primary's \
+        logical slots that have the property failover, and consumers of these never get ahead of a \
+        standby. repuser then needs a normal connection to the database postgres. Before Postgres 17 \
+        this is ignored.",
+    ),
 ];
 
 /// What the resource was configured with.
@@ -172,6 +202,10 @@ pub struct Parameters {
     pub mode: ReplicationMode,
     pub strict: bool,
     pub rewind: bool,
+    pub replication_slots: bool,
+    /// A size as Postgres reads it, with its unit.
+    pub slot_wal_limit: String,
+    pub sync_logical_slots: bool,
 }
 
 /// A value that no node can work with.
@@ -191,6 +225,11 @@ impl Parameters {
         let conninfo_options = text(env, "primary_conninfo_opt");
         if conninfo::pairs(conninfo_options).is_none() {
             return Err(bad("primary_conninfo_opt", conninfo_options, "key=value pairs of libpq"));
+        }
+        let replication_slots = boolean(env, "replication_slots")?;
+        let sync_logical_slots = boolean(env, "sync_logical_slots")?;
+        if sync_logical_slots && !replication_slots {
+            return Err(bad("sync_logical_slots", "true", "replication_slots=true with it"));
         }
         Ok(Self {
             resource: instance.split(':').next().unwrap_or(instance).to_owned(),
@@ -215,6 +254,9 @@ impl Parameters {
             },
             strict: boolean(env, "strict")?,
             rewind: boolean(env, "rewind")?,
+            replication_slots,
+            slot_wal_limit: size(env, "slot_wal_limit")?,
+            sync_logical_slots,
         })
     }
 
@@ -291,6 +333,20 @@ fn boolean(env: &BTreeMap<String, String>, name: &'static str) -> Result<bool, B
     }
 }
 
+/// An amount of memory or disk above zero, as Postgres reads it.
+fn size(env: &BTreeMap<String, String>, name: &'static str) -> Result<String, BadParameter> {
+    let value = text(env, name);
+    let megabytes =
+        [("MB", 1), ("GB", 1024), ("TB", 1024 * 1024)].iter().find_map(|(unit, factor)| {
+            value.strip_suffix(unit)?.trim_end().parse::<u64>().ok()?.checked_mul(*factor)
+        });
+    match megabytes {
+        // Postgres counts megabytes in 31 bits, and does not start with more.
+        Some(1..=0x7FFF_FFFF) => Ok(value.to_owned()),
+        _ => Err(bad(name, value, "a whole number above 0 with MB, GB or TB")),
+    }
+}
+
 fn bad(name: &'static str, value: &str, expected: &'static str) -> BadParameter {
     BadParameter::Value { name, value: value.to_owned(), expected }
 }
@@ -329,6 +385,11 @@ mod tests {
             ("rep_mode", "quorum"),
             ("strict", "perhaps"),
             ("primary_conninfo_opt", "sslmode"),
+            ("slot_wal_limit", "-1"),
+            ("slot_wal_limit", "0GB"),
+            ("slot_wal_limit", "10"),
+            ("slot_wal_limit", "2048TB"),
+            ("sync_logical_slots", "true"),
         ] {
             let env = environment(&[(&format!("OCF_RESKEY_{name}"), value)]);
             let error = Parameters::from_environment(&env).expect_err(name).to_string();

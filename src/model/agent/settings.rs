@@ -7,6 +7,23 @@ pub struct Settings {
     pub primary_conninfo: String,
     /// The one synchronous standby.
     pub sync_name: SyncName,
+    /// Replication slots; `None` leaves all that concerns them to the operator.
+    pub slots: Option<SlotSettings>,
+}
+
+/// The settings of replication slots.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct SlotSettings {
+    /// This node's slot on its primary; empty when it can have none.
+    pub own: String,
+    /// How much WAL slots may keep, with its unit.
+    pub wal_limit: String,
+    /// Tells the primary what this standby still needs, as copied logical slots demand.
+    pub feedback: bool,
+    /// Copies logical failover slots from the primary (Postgres 17).
+    pub copies_logical: bool,
+    /// Physical slots that consumers of logical failover slots must not overtake (Postgres 17).
+    pub ahead_of_logical: Vec<String>,
 }
 
 /// Whom the primary waits for.
@@ -49,33 +66,59 @@ impl SyncName {
     }
 }
 
-/// Names of the settings in `pgcm.conf`.
-const OWNED: [&str; 3] =
-    ["primary_conninfo", "synchronous_standby_names", "recovery_target_timeline"];
+const HEAD: &str = "# Written by the resource agent ocf:pgcm:pgsql; changes here are lost.\n";
 
 impl Settings {
     /// The whole text of `pgcm.conf`.
     pub fn render(&self) -> String {
-        format!(
-            "# Written by the resource agent ocf:pgcm:pgsql; changes here are lost.\n\
-             primary_conninfo = {}\n\
-             synchronous_standby_names = {}\n\
-             recovery_target_timeline = 'latest'\n",
-            literal(&self.primary_conninfo),
-            literal(&self.sync_name.setting()),
-        )
+        let lines = self.lines().into_iter();
+        let lines = lines.map(|(name, value)| format!("{name} = {}\n", literal(&value)));
+        format!("{HEAD}{}", lines.collect::<String>())
+    }
+
+    fn lines(&self) -> Vec<(&'static str, String)> {
+        let mut lines = vec![
+            ("primary_conninfo", self.primary_conninfo.clone()),
+            ("synchronous_standby_names", self.sync_name.setting()),
+            ("recovery_target_timeline", "latest".to_owned()),
+        ];
+        if let Some(slots) = &self.slots {
+            lines.push(("primary_slot_name", slots.own.clone()));
+            lines.push(("max_slot_wal_keep_size", slots.wal_limit.clone()));
+            if slots.feedback {
+                lines.push(("hot_standby_feedback", "on".to_owned()));
+            }
+            if slots.copies_logical {
+                lines.push(("sync_replication_slots", "on".to_owned()));
+            }
+            if !slots.ahead_of_logical.is_empty() {
+                lines.push(("synchronized_standby_slots", slots.ahead_of_logical.join(", ")));
+            }
+        }
+        lines
     }
 
     /// Reads back what [`Self::render`] wrote; missing lines are empty settings.
     pub fn parse(text: &str) -> Self {
-        let value = |name: &str| {
+        let found = |name: &str| {
             let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(" = '"));
-            let inner = line.and_then(|line| line.strip_suffix('\''));
-            inner.unwrap_or_default().replace("''", "'").replace("\\\\", "\\")
+            let inner = line.and_then(|line| line.strip_suffix('\''))?;
+            Some(inner.replace("''", "'").replace("\\\\", "\\"))
         };
+        let value = |name: &str| found(name).unwrap_or_default();
+        let slots = found("max_slot_wal_keep_size").map(|wal_limit| SlotSettings {
+            own: value("primary_slot_name"),
+            wal_limit,
+            feedback: found("hot_standby_feedback").is_some(),
+            copies_logical: found("sync_replication_slots").is_some(),
+            ahead_of_logical: found("synchronized_standby_slots")
+                .map(|slots| slots.split(", ").map(str::to_owned).collect())
+                .unwrap_or_default(),
+        });
         Self {
             primary_conninfo: value("primary_conninfo"),
             sync_name: SyncName::parse(&value("synchronous_standby_names")).unwrap_or_default(),
+            slots,
         }
     }
 }
@@ -102,12 +145,13 @@ pub fn with_include(config: &str, pgcm_conf: &str) -> Option<String> {
     Some(text)
 }
 
-/// `postgresql.auto.conf` without settings that the agent owns and that would outweigh `pgcm.conf`,
-/// such as `pg_basebackup -R` leaves behind. `None` when there are none.
-pub fn without_owned(auto_conf: &str) -> Option<String> {
+/// `postgresql.auto.conf` without what would outweigh `settings`, such as `pg_basebackup -R` leaves
+/// behind. `None` when there is nothing of that kind.
+pub fn without_owned(auto_conf: &str, settings: &Settings) -> Option<String> {
+    let lines = settings.lines();
     let owned = |line: &str| {
         let name = line.split('=').next().unwrap_or_default().trim();
-        OWNED.contains(&name)
+        lines.iter().any(|(known, _)| *known == name)
     };
     if !auto_conf.lines().any(owned) {
         return None;
@@ -123,10 +167,18 @@ mod tests {
 
     proptest! {
         #[test]
-        fn settings_read_back(conninfo in "[ -~]*", name in "[ -~]+") {
+        fn settings_read_back(
+            conninfo in "[ -~]*",
+            name in "[ -~]+",
+            slots in prop::option::of(("[a-z0-9_]*", "[1-9][0-9]{0,3}GB", any::<[bool; 2]>())),
+            ahead_of_logical in prop::collection::vec("[a-z0-9_]+", 0..3),
+        ) {
             prop_assume!(name != NOBODY);
-            let settings =
-                Settings { primary_conninfo: conninfo, sync_name: SyncName::Node(name) };
+            let slots = slots.map(|(own, wal_limit, [feedback, copies_logical])| {
+                SlotSettings { own, wal_limit, feedback, copies_logical, ahead_of_logical }
+            });
+            let sync_name = SyncName::Node(name);
+            let settings = Settings { primary_conninfo: conninfo, sync_name, slots };
             prop_assert_eq!(Settings::parse(&settings.render()), settings);
         }
     }
@@ -152,8 +204,25 @@ mod tests {
 
     #[test]
     fn leftovers_of_a_base_backup_are_dropped() {
+        let without_slots = Settings::default();
         let text = "# Do not edit\nprimary_conninfo = 'host=old'\nwork_mem = '8MB'\n";
-        assert_eq!(without_owned(text).as_deref(), Some("# Do not edit\nwork_mem = '8MB'\n"));
-        assert_eq!(without_owned("work_mem = '8MB'\nprimary_conninfo_x = 1\n"), None);
+        let kept = without_owned(text, &without_slots);
+        assert_eq!(kept.as_deref(), Some("# Do not edit\nwork_mem = '8MB'\n"));
+        let others = "work_mem = '8MB'\nprimary_conninfo_x = 1\n";
+        assert_eq!(without_owned(others, &without_slots), None);
+    }
+
+    #[test]
+    fn slots_are_the_operators_own_unless_the_agent_keeps_them() {
+        let without = Settings::default();
+        let with = Settings { slots: Some(SlotSettings::default()), ..Settings::default() };
+        let auto = "primary_slot_name = 'mine'\n";
+        assert_eq!(without_owned(auto, &without), None);
+        assert_eq!(without_owned(auto, &with).as_deref(), Some(""));
+        assert!(!without.render().contains("slot") && with.render().contains("primary_slot_name"));
+        // Unknown before Postgres 17: the server would not even start.
+        for name in ["sync_replication_slots", "synchronized_standby_slots"] {
+            assert!(!with.render().contains(name));
+        }
     }
 }

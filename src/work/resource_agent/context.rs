@@ -211,7 +211,7 @@ impl<R: Run + Clone> Agent<R> {
             port: self.parameters.port,
             user: &self.parameters.repuser,
             application_name: &self.node,
-            options: &self.parameters.conninfo_options,
+            options: &self.conninfo_options(),
         };
         upstream.conninfo()
     }
@@ -235,6 +235,7 @@ impl<R: Run + Clone> Agent<R> {
         Settings {
             primary_conninfo: address.map(|address| self.conninfo(address)).unwrap_or_default(),
             sync_name: if blocks { SyncName::Block } else { SyncName::None },
+            slots: self.slot_settings(),
         }
     }
 

@@ -12,6 +12,8 @@ mod primary;
 mod promote;
 mod rejoin;
 mod shutdown;
+mod slot_settings;
+mod slots;
 mod standby;
 mod start;
 mod stop;

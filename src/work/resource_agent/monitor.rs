@@ -43,7 +43,7 @@ pub(super) async fn run<R: Run + Clone>(
     if let (false, Some((local, state))) = (is_probe, asked) {
         let duties = match found {
             Condition::Primary => primary::duties(agent, &local, state).await,
-            _ => standby::duties(agent, &state).await,
+            _ => standby::duties(agent, &local, &state).await,
         };
         if let Err(failure) = duties {
             if found == Condition::Standby {

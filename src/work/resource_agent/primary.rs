@@ -6,7 +6,10 @@ use nix::sys::signal::Signal;
 use slog::{error, info, warn};
 use tokio::time::{Instant, sleep};
 
-use super::context::{Agent, Failure};
+use super::{
+    context::{Agent, Failure},
+    slots,
+};
 use crate::{
     edge::{
         agent_sql::{Local, State},
@@ -57,6 +60,7 @@ pub(super) async fn duties<R: Run + Clone>(
     if steps.iter().any(changes_waiting) && !still_has_quorum(agent).await? {
         return Ok(());
     }
+    slots::keep_on_primary(agent, local, &cib, &state).await;
     for step in steps {
         if changes_waiting(&step) {
             // What this node's CIB says counts only if the majority's says so too: in a partition a

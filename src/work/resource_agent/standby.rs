@@ -5,15 +5,21 @@ use std::{fs, path::PathBuf, time::Duration};
 use nix::sys::signal::Signal;
 use slog::{info, warn};
 
-use super::context::{Agent, Failure};
+use super::{
+    context::{Agent, Failure},
+    slots,
+};
 use crate::{
-    edge::{agent_sql::State, command::Run},
+    edge::{
+        agent_sql::{Local, State},
+        command::Run,
+    },
     error::chain,
     model::agent::{
         cib::{Cib, Node},
         claim::{DataStatus, Status},
         code::OcfCode,
-        rejoin::{Local, Verdict, verdict},
+        rejoin::{Local as OwnHistory, Verdict, verdict},
         settings::Settings,
     },
 };
@@ -25,7 +31,11 @@ const DIVERGED_LIMIT: u32 = 2;
 ///
 /// # Errors
 /// When the standby can never follow the primary: a restart then judges whether to rewind.
-pub(super) async fn duties<R: Run + Clone>(agent: &Agent<R>, state: &State) -> Result<(), Failure> {
+pub(super) async fn duties<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    state: &State,
+) -> Result<(), Failure> {
     let cib = match agent.attributes.query().await {
         Ok(cib) => cib,
         Err(error) => {
@@ -40,6 +50,7 @@ pub(super) async fn duties<R: Run + Clone>(agent: &Agent<R>, state: &State) -> R
     {
         return Ok(());
     }
+    slots::keep_on_standby(agent, local, &cib, state).await;
     if state.receives {
         let _ = fs::remove_file(agent.alone_file());
         if primary.is_some() {
@@ -120,8 +131,11 @@ async fn fail_if_diverged<R: Run + Clone>(
     let received = agent.received(state.position, state.checkpoint_timeline);
     // The position is where the next record would begin; the last one began before it.
     let last_record = crate::model::agent::lsn::Lsn(received.lsn.0.saturating_sub(1));
-    let local =
-        Local { timeline: received.timeline, last_record: Some(last_record), was_standby: true };
+    let local = OwnHistory {
+        timeline: received.timeline,
+        last_record: Some(last_record),
+        was_standby: true,
+    };
     let why = match verdict(&control, local, &primary) {
         Verdict::Follow => {
             let _ = fs::remove_file(agent.alone_file());
