@@ -5,6 +5,7 @@
 mod cluster;
 mod conformance;
 mod cost;
+mod rejoin;
 mod validation;
 
 use std::{fs, process::Stdio, time::Duration};

@@ -5,6 +5,7 @@
 //! the steps that keep the synchronous standby ([`sync_plan`]), whether a node may come back as it is
 //! ([`rejoin`]), and what is wrong with its settings ([`requirements`]).
 
+pub mod backup;
 pub mod cib;
 pub mod claim;
 pub mod code;
@@ -19,5 +20,6 @@ pub mod parameters;
 pub mod pid_file;
 pub mod rejoin;
 pub mod requirements;
+pub mod rewind;
 pub mod settings;
 pub mod sync_plan;
