@@ -140,11 +140,15 @@ impl Cluster {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
         }
         fs::write(cluster.path("cib.xml"), CIB).expect("written");
-        let data = text(&cluster.data("pg01"));
-        let mut copy = command("cp");
-        copy.args(["-a", &text(template(&cluster)), &data]);
-        run(copy);
+        cluster.copy(template(&cluster), &cluster.data("pg01"));
         cluster
+    }
+
+    /// Copies a directory with owners and modes.
+    pub(crate) fn copy(&self, from: &Path, to: &Path) {
+        let mut copy = command("cp");
+        copy.args(["-a", &text(from), &text(to)]);
+        run(copy);
     }
 
     /// pg01 as primary with pg02 as its synchronous standby.
