@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::crm_mon::{PacemakerView, Role};
+
 /// A failed action of the resource that runs Postgres.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FailedAction {
@@ -29,6 +31,38 @@ impl FailedAction {
         }
         text
     }
+}
+
+/// What Pacemaker has not got over: failures of nodes where Postgres is not up again since, and of
+/// changes of role. `note` is what the resource agent of node `own` said last.
+pub fn current(view: &PacemakerView, own: &str, note: Option<FailedAction>) -> Vec<FailedAction> {
+    let is_up = |node: &str| {
+        let instance = view.instance(node);
+        instance.is_some_and(|instance| {
+            !instance.failed && [Role::Promoted, Role::Unpromoted].contains(&instance.role)
+        })
+    };
+    let told = view.failures.iter().filter(|failure| {
+        !is_up(&failure.node) || ["promote", "demote", "stop"].contains(&failure.task.as_str())
+    });
+    let told = told.map(|failure| FailedAction {
+        node: failure.node.clone(),
+        action: failure.task.clone(),
+        reason: [&failure.reason, &failure.status]
+            .into_iter()
+            .find(|words| !words.is_empty())
+            .cloned()
+            .unwrap_or_default(),
+        commands: Vec::new(),
+    });
+    let mut told = merged(told);
+    if let Some(mut note) = note {
+        own.clone_into(&mut note.node);
+        if let Some(known) = told.iter_mut().find(|known| known.is_as_told(&note)) {
+            *known = note;
+        }
+    }
+    told
 }
 
 /// One of each failure that the agents of several nodes tell of. The node itself knows all of its
