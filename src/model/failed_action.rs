@@ -99,7 +99,7 @@ mod tests {
         let own = failure("pg01", "diverged from 10.0.0.2", &["pg_rewind"]);
         let heard = failure("pg01", "diverged from 1", &[]);
         for told in [[own.clone(), heard.clone()], [heard.clone(), own.clone()]] {
-            assert_eq!(merged(told), [own.clone()]);
+            assert_eq!(merged(told), std::slice::from_ref(&own));
         }
         let other = failure("pg02", "full", &[]);
         assert_eq!(merged([other.clone(), own.clone()]), [own.clone(), other]);

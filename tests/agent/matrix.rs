@@ -71,8 +71,8 @@ fn row(make: fn(&Cluster) -> Held, codes: Codes) {
             let ended = act(cluster, action);
             let reason = ended.reason();
             assert_eq!(ended.code, code, "{action}, {time}: {}", ended.stderr);
-            let failed = ![0, 8].contains(&code) && !(code == 7 && action != "promote");
-            assert_eq!(!reason.is_empty(), failed, "{action}, {time}: every refusal has a reason");
+            let told = [0, 8].contains(&code) || code == 7 && action != "promote";
+            assert_eq!(reason.is_empty(), told, "{action}, {time}: every refusal has a reason");
             let shown: String = reason.chars().take(128).collect();
             eprintln!("{action:12} {code} {:5} ms  {shown}", ended.took.as_millis());
         }
@@ -351,7 +351,8 @@ matrix! {
     every_action_on_a_full_disk: full_disk => [7, 7, 0, 0, 1, 7, 0, 0];
     every_action_with_a_stale_pid_file: stale_pid => [7, 7, 0, 0, 0, 7, 0, 0];
     every_action_with_a_foreign_process_in_the_pid_file: foreign_pid => [7, 7, 0, 0, 0, 7, 0, 0];
-    every_action_with_half_written_settings: half_written_settings => [7, 7, 0, 0, 0, 7, 0, 0];
+    // Postgres cannot read its configuration then; a start writes the settings anew.
+    every_action_with_half_written_settings: half_written_settings => [7, 7, 2, 0, 0, 7, 0, 0];
     every_action_without_a_configuration: no_configuration => [7, 7, 2, 0, 2, 7, 0, 0];
     every_action_on_an_unreadable_configuration:
         unreadable_configuration => [7, 7, 4, 0, 4, 7, 0, 0];

@@ -164,9 +164,9 @@ fn refused_as(cluster: &Cluster, words: &str) {
         assert!(refused.commands().contains("pg_basebackup"), "{}", refused.stderr);
         assert!(refused.commands().contains(&address("pg01")), "{}", refused.stderr);
     }
-    cluster.act("pg02", "promote").with(7);
-    cluster.act("pg02", "monitor").with(7);
-    cluster.act("pg02", "stop").with(0);
+    for (action, code) in [("promote", 7), ("demote", 0), ("monitor", 7), ("stop", 0)] {
+        cluster.act("pg02", action).with(code);
+    }
 }
 
 #[test]

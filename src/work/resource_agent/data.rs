@@ -37,6 +37,13 @@ pub(super) async fn control<R: Run + Clone>(
     }
 }
 
+/// Whether the files are those of one server that crashed, so that it can recover where it is.
+pub(super) async fn crashed_whole<R: Run + Clone>(agent: &Agent<R>) -> bool {
+    // With a mark the control file does not say "crashed", but nobody has to rely on it.
+    let marked = !matches!(agent.rewind_files().mark(), Ok(None));
+    !marked && control(agent, None).await.is_ok_and(|control| control.crashed())
+}
+
 /// Waits for a pg_rewind or pg_basebackup that still writes here, such as one whose action was killed.
 ///
 /// A pg_basebackup that is killed leaves a process behind that goes on receiving WAL for ever.

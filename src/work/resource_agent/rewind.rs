@@ -126,7 +126,7 @@ impl<R: Run + Clone> Agent<R> {
         self.run_rewind(address).await
     }
 
-    fn rewind_files(&self) -> RewindFiles<'_> {
+    pub(super) fn rewind_files(&self) -> RewindFiles<'_> {
         RewindFiles::beside(&self.parameters.pgdata, &self.postmaster.user)
     }
 
