@@ -7,6 +7,7 @@ DEBIAN ?= trixie
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
 INTEGRATION := etcd postgres pgbouncer publish proxy failover agent
+BINARIES ?= $(INTEGRATION)
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18
@@ -27,11 +28,11 @@ check: setup ## formatting, clippy with warnings denied, shellcheck
 unit: setup ## pure decisions, recorded output, the command line
 	cargo test --locked --lib --bins --test layers --test shipped_config --test cli
 
-integration: setup ## against real programs, inside a container of the node image
+integration: setup ## against real programs in the node image; DEBIAN=… BINARIES="agent …"
 	./start-cluster.sh image --debian $(DEBIAN)
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
-	  cargo test --locked $(INTEGRATION:%=--test %)
+	  cargo test --locked $(BINARIES:%=--test %)
 
 versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 18" for others
 	docker/versions/build
@@ -45,7 +46,8 @@ acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the othe
 	docker/acceptance $(DEBIAN)
 
 test: check unit ## everything that CI runs
-	$(MAKE) integration
+	$(MAKE) integration DEBIAN=trixie
+	$(MAKE) integration DEBIAN=bookworm BINARIES=agent
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
 	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"

@@ -17,6 +17,7 @@ use crate::{
     exit::Exit,
     model::{
         attempt::LOCK,
+        failed_action::{FailedAction, merged},
         health::{Component, Verdict},
         registration::{AGENTS, Registration},
         status::{AgentStatus, Status, problems},
@@ -79,7 +80,8 @@ async fn gather(snapshot: &Snapshot) -> Status {
     agents.sort_by_key(|agent| (agent.registration.host.clone(), agent.registration.kind));
     let mut found = problems(master.as_deref(), cluster.as_ref(), &agents);
     found.append(&mut unreadable);
-    Status { primary_address: master, cluster, agents, failover, problems: found }
+    let failed_actions = merged(agents.iter().flat_map(|agent| agent.failed_actions.clone()));
+    Status { primary_address: master, cluster, agents, failover, failed_actions, problems: found }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(
@@ -103,11 +105,13 @@ async fn ask(registration: Registration) -> AgentStatus {
     match answer {
         Ok(health) => {
             let components = health.components.into_iter().map(component).collect();
-            AgentStatus { registration, components, error: None }
+            let failed_actions = health.failed_actions.into_iter().map(failed_action).collect();
+            AgentStatus { registration, components, error: None, failed_actions }
         }
         Err(error) => {
             let error = Some(chain(&error).to_string());
-            AgentStatus { registration, components: Vec::new(), error }
+            let (components, failed_actions) = (Vec::new(), Vec::new());
+            AgentStatus { registration, components, error, failed_actions }
         }
     }
 }
@@ -120,4 +124,9 @@ fn component(told: pb::Component) -> Component {
         Told::Failed | Told::Unknown => Verdict::Failed,
     };
     Component { name: told.name, verdict, message: told.message }
+}
+
+fn failed_action(told: pb::FailedAction) -> FailedAction {
+    let pb::FailedAction { node, action, reason, commands } = told;
+    FailedAction { node, action, reason, commands }
 }

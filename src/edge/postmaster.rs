@@ -34,6 +34,8 @@ pub enum PostmasterError {
     Exit { program: &'static str, status: i32, reason: String },
     #[error("cannot read the control file")]
     ControlData(#[source] Unreadable),
+    #[error("the control file is damaged: its checksum does not match")]
+    ControlDamaged,
     #[error("cannot change {path}", path = .path.display())]
     Io {
         path: PathBuf,
@@ -123,9 +125,13 @@ impl<R: Run> Postmaster<R> {
             let name = exe.file_name().unwrap_or_default().to_string_lossy().into_owned();
             matches!(name.trim_end_matches(" (deleted)"), "postgres" | "postmaster")
         };
-        link("exe").is_ok_and(is_postgres)
-            && link("cwd")
-                .is_ok_and(|cwd| fs::canonicalize(&self.pgdata).is_ok_and(|own| own == cwd))
+        link("exe").is_ok_and(is_postgres) && link("cwd").is_ok_and(|cwd| self.is_pgdata(&cwd))
+    }
+
+    /// Whether `cwd`, as `/proc` shows it, is the data directory, also after that was removed.
+    fn is_pgdata(&self, cwd: &Path) -> bool {
+        let deleted = format!("{} (deleted)", self.pgdata.display());
+        cwd == Path::new(&deleted) || fs::canonicalize(&self.pgdata).is_ok_and(|own| own == cwd)
     }
 
     fn as_user<T>(&self, look: impl FnOnce() -> T) -> Result<T, PostmasterError> {
@@ -164,6 +170,11 @@ impl<R: Run> Postmaster<R> {
     /// Reads the control file.
     pub async fn control_data(&self, limit: Duration) -> Result<ControlData, PostmasterError> {
         let output = self.tool("pg_controldata", &["-D", &self.data()], limit).await?;
+        // A warning only: the program prints what it read, and ends well.
+        let damaged = |text: &str| text.contains("CRC checksum does not match");
+        if damaged(&output.stderr) || damaged(&output.stdout) {
+            return Err(PostmasterError::ControlDamaged);
+        }
         ControlData::parse(&output.stdout).map_err(PostmasterError::ControlData)
     }
 
@@ -198,6 +209,24 @@ impl<R: Run> Postmaster<R> {
         let config = format!("config_file={}", self.config_file.display());
         let args = ["--single", "-F", "-D", &self.data(), "-c", &config, "template1"];
         self.tool("postgres", &args, limit).await.map(|_| ())
+    }
+
+    /// What `pg_rewind` would do, as it says itself. Changes nothing.
+    pub async fn plan_rewind(
+        &self,
+        source: &str,
+        limit: Duration,
+    ) -> Result<String, PostmasterError> {
+        let server = format!("{source} dbname=postgres");
+        let data = self.data();
+        let args = ["--dry-run", "--no-ensure-shutdown", "-D", &data, "--source-server", &server];
+        let output = self.tool("pg_rewind", &args, limit).await?;
+        Ok(format!("{}{}", output.stdout, output.stderr))
+    }
+
+    /// Syncs the whole data directory to disk.
+    pub async fn sync_all(&self, limit: Duration) -> Result<(), PostmasterError> {
+        self.tool("initdb", &["--sync-only", "-D", &self.data()], limit).await.map(|_| ())
     }
 
     /// Rewinds this stopped data directory to where it left the history of the server at `source`.

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::failed_action::FailedAction;
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
@@ -20,6 +22,13 @@ impl fmt::Display for Verdict {
             Self::Failed => "failed",
         })
     }
+}
+
+/// What an agent tells of itself, and of what failed in its sight.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Health {
+    pub components: Vec<Component>,
+    pub failed_actions: Vec<FailedAction>,
 }
 
 /// A part that an agent depends on: `quorum`, `postgres`, `pgbouncer`, `etcd`.

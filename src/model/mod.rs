@@ -5,6 +5,7 @@ pub mod attempt;
 pub mod cluster;
 pub mod console;
 pub mod crm_mon;
+pub mod failed_action;
 pub mod finding;
 pub mod health;
 pub mod location;

@@ -7,6 +7,7 @@ use serde::Serialize;
 use super::{
     attempt::Attempt,
     cluster::ClusterView,
+    failed_action::FailedAction,
     health::{Component, Verdict},
     registration::Registration,
 };
@@ -19,6 +20,8 @@ pub struct Status {
     pub cluster: Option<ClusterView>,
     pub agents: Vec<AgentStatus>,
     pub failover: Option<Attempt>,
+    /// Where Postgres is stopped or failed: why, and what to run.
+    pub failed_actions: Vec<FailedAction>,
     /// What does not fit together, each with what to do. Empty when all is well.
     pub problems: Vec<String>,
 }
@@ -31,6 +34,9 @@ pub struct AgentStatus {
     pub components: Vec<Component>,
     /// Why the agent did not answer.
     pub error: Option<String>,
+    /// What it knows of failed actions; told once for the whole cluster.
+    #[serde(skip)]
+    pub failed_actions: Vec<FailedAction>,
 }
 
 impl AgentStatus {
@@ -118,6 +124,12 @@ impl Status {
         out.push_str(&table(&self.standby_rows()));
         out.push('\n');
         out.push_str(&table(&self.agent_rows()));
+        if !self.failed_actions.is_empty() {
+            out.push_str("\nFailed\n");
+            for failed in &self.failed_actions {
+                let _ = writeln!(out, "  {}", failed.text().replace('\n', "\n  "));
+            }
+        }
         if !self.problems.is_empty() {
             out.push_str("\nProblems\n");
             for problem in &self.problems {
@@ -214,6 +226,7 @@ mod tests {
             },
             components,
             error: error.map(str::to_owned),
+            failed_actions: Vec::new(),
         }
     }
 
@@ -225,6 +238,7 @@ mod tests {
             cluster: Some(view()),
             agents: vec![agent(healthy, None)],
             failover: None,
+            failed_actions: Vec::new(),
             problems: Vec::new(),
         };
         assert_eq!(
@@ -240,6 +254,28 @@ AGENT  KIND   API              VERSION  HEALTH
 app01  proxy  172.17.0.5:8081  0.1.0    healthy
 "
         );
+    }
+
+    #[test]
+    fn a_stopped_node_comes_with_its_reason_and_commands() {
+        let status = Status {
+            primary_address: None,
+            cluster: None,
+            agents: Vec::new(),
+            failover: None,
+            failed_actions: vec![FailedAction {
+                node: "pg02".to_owned(),
+                action: "start".to_owned(),
+                reason: "diverged from 10.0.0.1".to_owned(),
+                commands: vec!["pg_rewind".to_owned(), "crm_resource --cleanup".to_owned()],
+            }],
+            problems: Vec::new(),
+        };
+        let shown = "Failed\n  pg02: start failed: diverged from 10.0.0.1\n      pg_rewind\n      \
+                     crm_resource --cleanup\n";
+        assert!(status.text().contains(shown), "{}", status.text());
+        let json = serde_json::to_value(&status).expect("serializable");
+        assert_eq!(json["failed_actions"][0]["commands"][1], "crm_resource --cleanup");
     }
 
     #[test]

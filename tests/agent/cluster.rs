@@ -4,7 +4,7 @@ use std::{
     collections::BTreeMap,
     fs,
     net::TcpListener,
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
@@ -26,6 +26,12 @@ impl Ended {
     pub(crate) fn with(self, code: i32) -> Self {
         assert_eq!(self.code, code, "{}", self.stderr);
         self
+    }
+
+    /// The commands that the log gives a person.
+    pub(crate) fn commands(&self) -> &str {
+        let line = self.stderr.lines().find(|line| line.contains("agent.action.fail"));
+        line.unwrap_or_default()
     }
 
     pub(crate) fn reason(&self) -> String {
@@ -134,11 +140,15 @@ impl Cluster {
             fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
         }
         fs::write(cluster.path("cib.xml"), CIB).expect("written");
-        let data = text(&cluster.data("pg01"));
-        let mut copy = command("cp");
-        copy.args(["-a", &text(template(&cluster)), &data]);
-        run(copy);
+        cluster.copy(template(&cluster), &cluster.data("pg01"));
         cluster
+    }
+
+    /// Copies a directory with owners and modes.
+    pub(crate) fn copy(&self, from: &Path, to: &Path) {
+        let mut copy = command("cp");
+        copy.args(["-a", &text(from), &text(to)]);
+        run(copy);
     }
 
     /// pg01 as primary with pg02 as its synchronous standby.
@@ -163,6 +173,39 @@ impl Cluster {
         let own: String = others.flat_map(|line| [line, "\n"]).collect();
         fs::write(&config, own).expect("written");
         self.act(node, "start").with(0);
+    }
+
+    /// `pg_basebackup` of pg01 for `node`, as the user of Postgres, not yet started.
+    pub(crate) fn basebackup(&self, node: &str, args: &[&str]) -> Command {
+        self.basebackup_from("pg01", node, args)
+    }
+
+    pub(crate) fn basebackup_from(&self, source: &str, node: &str, args: &[&str]) -> Command {
+        let source = format!("host={} port={} user=postgres", address(source), self.port);
+        let postgres = nix::unistd::User::from_name("postgres").expect("users").expect("postgres");
+        let mut backup = command(&text(&bindir().join("pg_basebackup")));
+        backup.args(["-c", "fast", "-D", &text(&self.data(node)), "-d", &source]).args(args);
+        backup.uid(postgres.uid.as_raw()).gid(postgres.gid.as_raw()).current_dir("/");
+        backup
+    }
+
+    /// A directory with the server's programs, in which the script `text` stands for `program`; the
+    /// script finds the real one as `$REAL`.
+    pub(crate) fn programs_with(&self, program: &str, text: &str) -> String {
+        let dir = self.path(&format!("programs-with-{program}"));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(&dir).expect("created");
+        for entry in fs::read_dir(bindir()).expect("listed") {
+            let path = entry.expect("listed").path();
+            let link = dir.join(path.file_name().expect("a name"));
+            std::os::unix::fs::symlink(&path, link).expect("linked");
+        }
+        let path = dir.join(program);
+        fs::remove_file(&path).expect("there is such a program");
+        let real = bindir().join(program);
+        fs::write(&path, format!("#!/bin/sh\nREAL={}\n{text}\n", real.display())).expect("written");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
+        dir.display().to_string()
     }
 
     /// Lets the primary's monitor run until `standby` may be promoted.

@@ -2,9 +2,12 @@
 //!
 //! Pacemaker's tools work on a CIB in a file. Runs as root, as the agent does.
 
+mod busy;
 mod cluster;
 mod conformance;
 mod cost;
+mod matrix;
+mod rejoin;
 mod slots;
 mod validation;
 

@@ -255,6 +255,7 @@ impl pb::agent_server::Agent for FakeAgent {
                 kind: self.kind.to_string(),
                 pauses: proxy,
                 follows: proxy,
+                failed_actions: Vec::new(),
             })
         })
         .await

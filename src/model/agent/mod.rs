@@ -6,6 +6,7 @@
 //! whether a node may come back as it is ([`rejoin`]), and what is wrong with its settings
 //! ([`requirements`]).
 
+pub mod backup;
 pub mod cib;
 pub mod claim;
 pub mod code;
@@ -20,6 +21,7 @@ pub mod parameters;
 pub mod pid_file;
 pub mod rejoin;
 pub mod requirements;
+pub mod rewind;
 pub mod settings;
 pub mod slots;
 pub mod sync_plan;

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{
     cluster::Standby,
+    failed_action::{self, FailedAction},
     primary::{Decision, Hold, LocalFacts, decide},
     successor::{self, NoSuccessor},
 };
@@ -305,4 +306,40 @@ fn a_standby_that_the_agent_calls_potential_is_published_as_potential() {
         seen += 1;
     }
     assert!(seen > 0, "no recording has a potential standby");
+}
+
+#[test]
+fn a_failed_start_is_told_with_what_the_agent_said_and_in_full_on_its_own_node() {
+    let mut shown = 0;
+    for (name, text) in recordings("failed-actions") {
+        let reason = "diverged from 10.0.0.2, pg_rewind gives up what only this node has";
+        let text = text.replace("exitreason=\"\"", &format!("exitreason=\"{reason}\""));
+        let view = PacemakerView::parse(&text, "Postgresql").unwrap();
+        let failure = view.failures.first().unwrap_or_else(|| panic!("{name}: no failure"));
+        let (node, task) = (failure.node.clone(), failure.task.clone());
+        let others = failed_action::current(&view, "pg09", None);
+        let copy = view.instance(&node);
+        let up = copy.is_some_and(|copy| !copy.failed && copy.role == Role::Unpromoted);
+        if up {
+            assert!(others.is_empty(), "{name}: Postgres is up again: {others:?}");
+            continue;
+        }
+        assert_eq!(
+            (others[0].node.as_str(), others[0].commands.len()),
+            (node.as_str(), 0),
+            "{name}"
+        );
+        assert!(!others[0].reason.is_empty(), "{name}");
+        let note = FailedAction {
+            node: String::new(),
+            action: task,
+            reason: format!("{reason}: it wrote timeline 1"),
+            commands: vec!["pg_rewind".to_owned()],
+        };
+        let own = failed_action::current(&view, &node, Some(note));
+        assert_eq!((own[0].node.as_str(), own[0].commands.len()), (node.as_str(), 1), "{name}");
+        assert_eq!(failed_action::merged([others, own.clone()].concat()), own, "{name}");
+        shown += 1;
+    }
+    assert!(shown >= 2, "on both releases a node is stopped");
 }

@@ -8,6 +8,7 @@ use crate::{
     edge::peer::{BUSY, NO_PART, REASON, STALE_TOKEN, TAKEN, pb},
     error::chain,
     model::{
+        failed_action::FailedAction,
         finding::{Finding, Severity},
         health::{Component, Verdict},
         pause::StaleToken,
@@ -75,4 +76,9 @@ pub(super) fn component(component: Component) -> pb::Component {
         Verdict::Failed => pb::component::Verdict::Failed,
     };
     pb::Component { name: component.name, verdict: verdict.into(), message: component.message }
+}
+
+pub(super) fn failed_action(failed: FailedAction) -> pb::FailedAction {
+    let FailedAction { node, action, reason, commands } = failed;
+    pb::FailedAction { node, action, reason, commands }
 }

@@ -34,7 +34,7 @@ use crate::{
     edge::peer::pb,
     error::chain,
     model::{
-        cluster::ClusterView, finding::Finding, health::Component, pause::Gate,
+        cluster::ClusterView, finding::Finding, health::Health, pause::Gate,
         registration::AgentKind,
     },
 };
@@ -59,7 +59,7 @@ pub struct ApiOptions {
 #[tonic::async_trait]
 pub trait Checks: Send + Sync {
     async fn findings(&self, terms: &Terms) -> Vec<Finding>;
-    async fn health(&self) -> Vec<Component>;
+    async fn health(&self) -> Health;
 }
 
 #[tonic::async_trait]
@@ -68,7 +68,7 @@ impl Checks for SuperviseChecks {
         SuperviseChecks::findings(self, terms).await
     }
 
-    async fn health(&self) -> Vec<Component> {
+    async fn health(&self) -> Health {
         SuperviseChecks::health(self).await
     }
 }
@@ -79,8 +79,8 @@ impl Checks for ProxyChecks {
         ProxyChecks::findings(self, terms).await
     }
 
-    async fn health(&self) -> Vec<Component> {
-        ProxyChecks::health(self).await
+    async fn health(&self) -> Health {
+        Health { components: ProxyChecks::health(self).await, ..Health::default() }
     }
 }
 

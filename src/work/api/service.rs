@@ -98,7 +98,8 @@ impl pb::agent_server::Agent for Api {
         let checks = self.parts.checks.clone();
         let found = answer::to_the_end(LIMIT, async move { Ok(checks.health().await) }).await?;
         Ok(Response::new(pb::HealthResponse {
-            components: found.into_iter().map(answer::component).collect(),
+            components: found.components.into_iter().map(answer::component).collect(),
+            failed_actions: found.failed_actions.into_iter().map(answer::failed_action).collect(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             host: self.options.host.clone(),
             kind: self.options.kind.to_string(),

@@ -31,8 +31,8 @@ impl Checks for NothingFound {
         Vec::new()
     }
 
-    async fn health(&self) -> Vec<Component> {
-        Vec::new()
+    async fn health(&self) -> Health {
+        Health::default()
     }
 }
 

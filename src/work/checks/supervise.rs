@@ -3,13 +3,14 @@
 //! What is true of the whole cluster is told by the supervise of the primary alone, so that each
 //! finding comes once; where there is no primary, by every one that is asked.
 
-use std::{sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use super::{Terms, pgbouncer};
 use crate::{
     edge::{
         command::{Processes, Run},
         etcd::Etcd,
+        failure_note::{self, STATE_DIR},
         pacemaker::{Pacemaker, PacemakerError},
         pgbouncer::Console,
         postgres::{Burdens, Delays, LocalPostgres, OpenTransaction, Postgres, PostgresError},
@@ -19,8 +20,9 @@ use crate::{
         attempt::LOCK,
         cluster::ClusterView,
         crm_mon::PacemakerView,
+        failed_action,
         finding::Finding,
-        health::{Component, Verdict},
+        health::{Component, Health, Verdict},
         location::Location,
         primary::LocalFacts,
         successor,
@@ -140,8 +142,9 @@ impl<R: Run> SuperviseChecks<R> {
         format!("{}: {what}", self.node)
     }
 
-    /// One verdict each for `quorum`, `postgres`, `pgbouncer` and `etcd`.
-    pub async fn health(&self) -> Vec<Component> {
+    /// One verdict each for `quorum`, `postgres`, `pgbouncer` and `etcd`; and what failed of Postgres on
+    /// any node, as Pacemaker holds it, with what the agent of this node said in full.
+    pub async fn health(&self) -> Health {
         let (view, facts, etcd, pgbouncer) = tokio::join!(
             self.pacemaker.view(),
             self.postgres.facts(),
@@ -153,7 +156,12 @@ impl<R: Run> SuperviseChecks<R> {
             Ok(_) => Component::new("etcd", Verdict::Healthy, "answers"),
             Err(error) => Component::new("etcd", Verdict::Failed, chain(&error).to_string()),
         };
-        vec![quorum_health(&view), postgres, pgbouncer, etcd]
+        let note = failure_note::read(Path::new(STATE_DIR), self.pacemaker.resource());
+        let failed = view.as_ref().map(|view| failed_action::current(view, &self.node, note));
+        Health {
+            failed_actions: failed.unwrap_or_default(),
+            components: vec![quorum_health(&view), postgres, pgbouncer, etcd],
+        }
     }
 }
 

@@ -32,15 +32,23 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Failure {
     pub(super) code: OcfCode,
+    /// One sentence. Pacemaker shows its first 128 bytes, so that what to do comes early.
     pub(super) reason: String,
+    /// What a person can run, in order; for the log and for `pgcm status`.
+    pub(super) commands: Vec<String>,
 }
 
 impl Failure {
     pub(super) fn new(code: OcfCode, reason: impl Into<String>) -> Self {
-        Self { code, reason: reason.into() }
+        Self { code, reason: reason.into(), commands: Vec::new() }
     }
 
-    fn caused_by(error: &dyn Error) -> Self {
+    /// The same with `commands`.
+    pub(super) fn with(self, commands: Vec<String>) -> Self {
+        Self { commands, ..self }
+    }
+
+    pub(super) fn caused_by(error: &dyn Error) -> Self {
         Self::new(OcfCode::Generic, chain(error).to_string())
     }
 }
@@ -73,6 +81,8 @@ pub(super) struct Agent<R> {
     pub(super) state_dir: String,
     pub(super) log: Logger,
     deadline: Instant,
+    /// How long the server's log was when this action began.
+    log_bytes: u64,
 }
 
 impl<R: Run + Clone> Agent<R> {
@@ -103,6 +113,7 @@ impl<R: Run + Clone> Agent<R> {
         let left = deadline.saturating_duration_since(Instant::now());
         let names = Names::of(&parameters.resource);
         Ok(Self {
+            log_bytes: postmaster.log_bytes(),
             attributes: Attributes { run, names, limit: (left / 3).min(Duration::from_secs(10)) },
             parameters,
             node,
@@ -145,9 +156,10 @@ impl<R: Run + Clone> Agent<R> {
             match self.postmaster.process()?.0 {
                 Process::Gone | Process::Orphans => {
                     let log = self.parameters.logfile.display();
+                    let said = self.postmaster.last_fatal(self.log_bytes).unwrap_or_default();
                     return Err(Failure::new(
                         OcfCode::Generic,
-                        format!("Postgres ended while starting; see its log, or {log}"),
+                        format!("Postgres ended while starting; see its log, or {log}: {said}"),
                     ));
                 }
                 // Asking earlier would only fill the server's log.

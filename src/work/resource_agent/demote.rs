@@ -7,7 +7,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     context::{Agent, Failure},
-    shutdown,
+    data, shutdown,
 };
 use crate::{
     edge::{attributes::AttributeError, command::Run},
@@ -75,7 +75,7 @@ async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fail
         agent.tolerate("promotion score", Err(error));
         false
     });
-    if goes_on && agent.postmaster.control_data(agent.left() / 4).await?.crashed() {
+    if goes_on && data::crashed_whole(agent).await {
         start_standby(agent, None).await?;
     }
     Ok(OcfCode::Success)

@@ -4,6 +4,7 @@
 //! directory where it is. What each proves before it returns is in `resource-agents/README.md`.
 
 mod context;
+mod data;
 mod demote;
 mod meta_data;
 mod monitor;
@@ -11,12 +12,14 @@ mod notify;
 mod primary;
 mod promote;
 mod rejoin;
+mod rewind;
 mod shutdown;
 mod slot_settings;
 mod slots;
 mod standby;
 mod start;
 mod stop;
+mod told;
 mod validate_all;
 
 use std::{collections::BTreeMap, time::Duration};
@@ -26,9 +29,10 @@ use tokio::time::Instant;
 
 use self::context::{Agent, Failure};
 use crate::{
-    edge::command::Processes,
+    edge::command::{Processes, Run},
     model::agent::{
         code::OcfCode,
+        condition::Process,
         parameters::{Parameters, budget, is_probe},
     },
 };
@@ -50,6 +54,9 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
     match result {
         Ok(code) => {
+            if action == "start" {
+                told::forget(env);
+            }
             if !matches!(action, "monitor" | "status" | "validate-all") {
                 info!(log, "action done"; "event" => "agent.action.end", "action" => action,
                     "code" => code.exit_code(), "elapsed_ms" => elapsed_ms);
@@ -57,10 +64,12 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
             code
         }
         Err(failure) => {
+            let failure = told::complete(env, failure);
             error!(log, "action failed"; "event" => "agent.action.fail", "action" => action,
                 "code" => failure.code.exit_code(), "reason" => &failure.reason,
-                "elapsed_ms" => elapsed_ms);
-            eprintln!("ocf-exit-reason:{}", failure.reason.replace('\n', " "));
+                "commands" => failure.commands.join(" && "), "elapsed_ms" => elapsed_ms);
+            told::keep(action, env, &failure, log);
+            eprintln!("ocf-exit-reason:{}", failure.reason);
             failure.code
         }
     }
@@ -78,12 +87,14 @@ async fn dispatch(
     if validates && !validate_all::is_deep(env) {
         return Ok(OcfCode::Success);
     }
-    if !validates && !parameters.pgdata.join("PG_VERSION").exists() {
-        return without_data(action, &parameters);
-    }
     // A signal to the postmaster and a last look must fit in after the budget's inner limits.
     let deadline = begun + budget(env).max(Duration::from_millis(500));
-    let agent = Agent::new(env, parameters, Processes, deadline, log).await?;
+    let has_data = parameters.pgdata.join("PG_VERSION").exists();
+    let agent = Agent::new(env, parameters.clone(), Processes, deadline, log).await;
+    if !validates && !has_data && !agent.as_ref().is_ok_and(runs) {
+        return without_data(action, &parameters, agent.ok().as_ref());
+    }
+    let agent = agent?;
     match action {
         "start" => start::run(&agent).await,
         "stop" => stop::run(&agent).await,
@@ -95,17 +106,25 @@ async fn dispatch(
     }
 }
 
-/// Without a data directory nothing can run, so that only starting is an error.
-fn without_data(action: &str, parameters: &Parameters) -> Result<OcfCode, Failure> {
+/// Whether a server, or a part of one, runs in a data directory that may be gone.
+fn runs<R: Run + Clone>(agent: &Agent<R>) -> bool {
+    !matches!(agent.postmaster.process(), Ok((Process::Gone, _)))
+}
+
+/// Without a data directory, and with nothing running in it, only starting is an error.
+fn without_data<R: Run + Clone>(
+    action: &str,
+    parameters: &Parameters,
+    agent: Option<&Agent<R>>,
+) -> Result<OcfCode, Failure> {
+    let missing = |code| {
+        let commands = agent.map(|agent| agent.replace_commands(None)).unwrap_or_default();
+        Err(Failure::new(code, validate_all::no_data(parameters)).with(commands))
+    };
     match action {
         "stop" | "demote" | "notify" => Ok(OcfCode::Success),
         "monitor" | "status" => Ok(OcfCode::NotRunning),
-        _ => Err(Failure::new(
-            OcfCode::Installed,
-            format!(
-                "{} is no data directory; make it with pg_basebackup from the primary",
-                parameters.pgdata.display()
-            ),
-        )),
+        "promote" => missing(OcfCode::NotRunning),
+        _ => missing(OcfCode::Installed),
     }
 }

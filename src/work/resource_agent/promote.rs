@@ -27,7 +27,8 @@ const POLL: Duration = Duration::from_millis(3);
 
 /// Promotes the local server and returns once it accepts writes.
 pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
-    if matches!(agent.condition_from_files().await?.0, Condition::Stopped | Condition::Orphaned) {
+    let found = agent.condition_from_files().await?.0;
+    if matches!(found, Condition::Stopped | Condition::Orphaned) {
         return Err(Failure::new(OcfCode::NotRunning, "Postgres does not run, cannot be promoted"));
     }
     let server = async {
@@ -36,7 +37,10 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         Ok::<_, Failure>((local, state))
     };
     let cib = async { agent.attributes.query().await.map_err(Failure::from) };
-    let ((local, state), cib) = tokio::try_join!(server, cib)?;
+    let ((local, state), cib) = match tokio::try_join!(server, cib) {
+        Err(error) if found == Condition::Primary => return Ok(promoted_already(agent, &error)),
+        joined => joined?,
+    };
     if !state.in_recovery {
         announce(agent, &cib, state.position).await;
         agent.poke();
@@ -51,6 +55,14 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     promoted?;
     agent.poke();
     Ok(OcfCode::Success)
+}
+
+/// A primary that is too busy to answer is one all the same; its next monitor sets what is missing.
+fn promoted_already<R: Run + Clone>(agent: &Agent<R>, error: &Failure) -> OcfCode {
+    info!(agent.log, "the server is the primary already, though it does not answer";
+        "event" => "agent.promote.busy", "error" => &error.reason);
+    agent.poke();
+    OcfCode::Success
 }
 
 /// Refuses when another node stopped at a position that this one never received.

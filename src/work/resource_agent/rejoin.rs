@@ -9,6 +9,7 @@ use crate::{
     edge::command::Run,
     error::chain,
     model::agent::{
+        backup::Method,
         code::OcfCode,
         control_data::ControlData,
         rejoin::{Local, Verdict, verdict},
@@ -38,64 +39,47 @@ pub(super) async fn before_start<R: Run + Clone>(
         Verdict::Follow => Ok(()),
         Verdict::Foreign { why } => Err(Failure::new(
             OcfCode::Generic,
-            format!("{why}; replace it by a pg_basebackup from {address}"),
-        )),
+            format!("this is no copy of {address}, needs pg_basebackup: {why}"),
+        )
+        .with(agent.replace_commands(Some(address)))),
         Verdict::Diverged { why } if agent.parameters.rewind => {
             info!(agent.log, "rewinding to the history of the primary";
                 "event" => "agent.rejoin.rewind", "primary" => address, "why" => why);
-            rewind(agent, control, address).await
+            agent.rewind(control, &primary, address).await
         }
-        Verdict::Diverged { why } => Err(Failure::new(
-            OcfCode::Generic,
-            format!(
-                "{why}. To give up what only this node has, run as {user}: {rewind} -D {data} \
-                 --source-server='{source} dbname=postgres' and then clean the resource up \
-                 (crm resource cleanup {resource}); or set rewind=true",
-                user = agent.parameters.pgdba,
-                rewind = agent.postmaster.program("pg_rewind"),
-                data = agent.parameters.pgdata.display(),
-                source = agent.conninfo(address),
-                resource = agent.parameters.resource,
-            ),
-        )),
+        Verdict::Diverged { why } => Err(diverged(agent, address, &why)),
     }
 }
 
+fn diverged<R: Run + Clone>(agent: &Agent<R>, address: &str, why: &str) -> Failure {
+    let rewind = format!(
+        "runuser -u {user} -- {rewind} -D {data} --source-server=\"{source} dbname=postgres\"",
+        user = agent.parameters.pgdba,
+        rewind = agent.postmaster.program("pg_rewind"),
+        data = agent.parameters.pgdata.display(),
+        source = agent.conninfo(address),
+    );
+    Failure::new(
+        OcfCode::Generic,
+        format!("diverged from {address}, pg_rewind gives up what only this node has, see `pgcm status`: {why}"),
+    )
+    .with(vec![rewind, agent.cleanup_command()])
+}
+
 async fn local<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> Result<Local, Failure> {
-    let fresh_backup = agent.postmaster.has("backup_label");
+    let label = agent.postmaster.label();
     let timeline = agent.postmaster.wal_timeline().max(control.timeline());
-    let was_standby = control.was_standby() || fresh_backup;
+    let was_standby = control.was_standby() || label.is_some();
     if control.cleanly_stopped_primary() {
         let last_record = Some(control.checkpoint);
         return Ok(Local { timeline: control.checkpoint_timeline, last_record, was_standby });
     }
-    if fresh_backup {
+    // An exclusive backup leaves its label in the primary's own directory, with WAL of its own.
+    if label.is_some_and(|method| method != Method::Exclusive) {
         return Ok(Local { timeline, last_record: None, was_standby });
     }
     let limit = agent.share(3, Duration::from_secs(60));
     let start = control.read_from();
     let last_record = agent.postmaster.last_record(timeline, start, limit).await?;
     Ok(Local { timeline, last_record, was_standby })
-}
-
-async fn rewind<R: Run + Clone>(
-    agent: &Agent<R>,
-    control: &ControlData,
-    address: &str,
-) -> Result<(), Failure> {
-    if control.crashed() || control.was_standby() {
-        // pg_rewind works on a cleanly stopped server only.
-        agent.postmaster.recover_alone(agent.left() / 2).await?;
-    }
-    let source = agent.conninfo(address);
-    agent.postmaster.rewind(&source, agent.left() * 3 / 4).await.map_err(|error| {
-        Failure::new(
-            OcfCode::Generic,
-            format!(
-                "{}; if it cannot be repeated, replace the data directory by a pg_basebackup \
-                 from {address}",
-                chain(&error)
-            ),
-        )
-    })
 }

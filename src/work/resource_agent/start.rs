@@ -1,12 +1,10 @@
 //! `start`: always as a standby, and only where the history allows it.
 
-use std::time::Duration;
-
 use slog::info;
 
 use super::{
     context::{Agent, Failure},
-    rejoin, shutdown, validate_all,
+    data, rejoin, rewind, shutdown, validate_all,
 };
 use crate::{
     edge::command::Run,
@@ -27,20 +25,28 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     match agent.condition_from_files().await?.0 {
         Condition::Stopped => {}
         Condition::Orphaned => shutdown::end_orphans(agent).await?,
+        // It accepts connections, though all may be taken: a busy server is not a dead one.
+        Condition::Primary | Condition::Standby => {
+            publish_address(agent, &address).await;
+            return Ok(OcfCode::Success);
+        }
         _ => {
             publish_address(agent, &address).await;
             agent.connect_when_ready(agent.left()).await?;
             return Ok(OcfCode::Success);
         }
     }
-    agent.postmaster.remove_stale_locks()?;
     let cib = agent.attributes.query().await?;
-    let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(10))).await?;
-    let files = own_files(agent, &control);
     let primary = cib.primary_other_than(&agent.node, agent.names());
-    if let Some(address) = primary.and_then(|node| node.address(agent.names())) {
+    let upstream = primary.and_then(|node| node.address(agent.names()));
+    let control = data::control(agent, upstream).await?;
+    agent.postmaster.remove_stale_locks()?;
+    let files = own_files(agent, &control);
+    let rewound = rewind::resume(agent, &control, upstream).await?;
+    if let (Some(address), false) = (upstream, rewound) {
         rejoin::before_start(agent, &control, address).await?;
     }
+    validate_all::configured(&agent.parameters, &agent.postmaster.user)?;
     agent.postmaster.write_settings(&agent.standby_settings(primary))?;
     agent.postmaster.write_standby_signal()?;
     let scored = start_score(&cib, &agent.node, agent.names(), files);

@@ -5,7 +5,7 @@
 
 use std::{
     collections::BTreeMap,
-    fs,
+    fs, io,
     net::UdpSocket,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
@@ -75,19 +75,53 @@ pub(super) async fn run<R: Run + Clone>(
 pub(super) fn owned(parameters: &Parameters, user: &Identity) -> Result<(), Failure> {
     let data = parameters.pgdata.display();
     let Ok(found) = fs::metadata(parameters.pgdata.join("PG_VERSION")) else {
-        return Err(Failure::new(
-            OcfCode::Installed,
-            format!("{data} is no data directory; make it with pg_basebackup from the primary"),
-        ));
+        return Err(Failure::new(OcfCode::Installed, no_data(parameters)));
     };
-    let directory = fs::metadata(&parameters.pgdata).map(|dir| dir.uid());
-    if found.uid() != user.uid || directory.ok() != Some(user.uid) {
+    let directory = fs::metadata(&parameters.pgdata).ok();
+    let mode = directory.as_ref().map_or(0, |dir| dir.mode() & 0o7777);
+    if found.uid() != user.uid || directory.map(|dir| dir.uid()) != Some(user.uid) {
         return Err(Failure::new(
             OcfCode::Permission,
             format!("{data} does not belong to {0}; run: chown -R {0} {data}", user.name),
         ));
     }
+    // Postgres refuses such a directory, and says so in its own log only.
+    if mode & 0o027 != 0 || mode & 0o700 != 0o700 {
+        return Err(Failure::new(
+            OcfCode::Permission,
+            format!("{data} has mode {mode:04o}, Postgres wants 0700; run: chmod 0700 {data}"),
+        ));
+    }
     Ok(())
+}
+
+/// What is where the data directory should be.
+pub(super) fn no_data(parameters: &Parameters) -> String {
+    let data = parameters.pgdata.display();
+    let what = match fs::read_dir(&parameters.pgdata).map(Iterator::count) {
+        Ok(0) => "is empty".to_owned(),
+        Ok(_) => "has no PG_VERSION: a half-finished base backup, or no data directory".to_owned(),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => "does not exist".to_owned(),
+        Err(error) => format!("cannot be read ({error})"),
+    };
+    format!("{data} {what}; make it with pg_basebackup from the primary")
+}
+
+/// Whether the main configuration file is there, and the user of Postgres can read it.
+pub(super) fn configured(parameters: &Parameters, user: &Identity) -> Result<(), Failure> {
+    let path = parameters.config_file();
+    let opened = user.assume(|| fs::File::open(&path).err()).unwrap_or_else(Some);
+    match opened {
+        None => Ok(()),
+        Some(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::new(
+            OcfCode::Arguments,
+            format!("there is no {}: make it, or set the parameter `config`", path.display()),
+        )),
+        Some(error) => Err(Failure::new(
+            OcfCode::Permission,
+            format!("{} may not read {}: {error}", user.name, path.display()),
+        )),
+    }
 }
 
 fn programs<R>(agent: &Agent<R>, env: &BTreeMap<String, String>) -> Result<(), Failure> {

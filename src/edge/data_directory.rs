@@ -1,0 +1,75 @@
+//! Traces that others left in a data directory: base backups, and programs that still make one.
+
+use std::{
+    fs,
+    io::{self, Read, Seek, SeekFrom},
+    path::Path,
+};
+
+use super::{command::Run, postmaster::Postmaster};
+use crate::model::agent::backup::{Files, Method};
+
+impl<R: Run> Postmaster<R> {
+    /// The program, and its process, that is still making this data directory.
+    pub fn maker(&self) -> Option<(String, u32)> {
+        let data = self.pgdata.display().to_string();
+        let makes = |pid: u32| {
+            let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+            let args: Vec<_> = line.split(|&byte| byte == 0).map(String::from_utf8_lossy).collect();
+            let name = Path::new(args.first()?.as_ref()).file_name()?.to_str()?.to_owned();
+            let is_here = args.iter().any(|arg| arg.trim_end_matches('/').ends_with(&data));
+            (["pg_rewind", "pg_basebackup"].contains(&name.as_str()) && is_here)
+                .then_some((name, pid))
+        };
+        let numbered =
+            |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
+        let entries = fs::read_dir("/proc").into_iter().flatten();
+        entries.filter_map(numbered).find_map(makes)
+    }
+
+    /// What the data directory holds of base backups.
+    pub fn backup_files(&self) -> Files {
+        let changed = |name: &str| fs::metadata(self.pgdata.join(name)).and_then(|m| m.modified());
+        let never_ran = match (changed("global/pg_control"), changed("backup_manifest")) {
+            (Ok(control), Ok(manifest)) => control <= manifest,
+            _ => false,
+        };
+        Files {
+            label: self.label(),
+            old_label: self.has("backup_label.old"),
+            manifest: self.has("backup_manifest"),
+            unfinished_manifest: self.has("backup_manifest.tmp"),
+            control: self.has("global/pg_control"),
+            never_ran,
+        }
+    }
+
+    /// How the backup was made whose `backup_label` no start has used yet.
+    pub fn label(&self) -> Option<Method> {
+        let text = fs::read(self.pgdata.join("backup_label")).ok()?;
+        Some(Method::of_label(&String::from_utf8_lossy(&text)))
+    }
+
+    /// The last complaint with which the server ended, from its log file after the byte `from`.
+    pub fn last_fatal(&self, from: u64) -> Option<String> {
+        let mut file = fs::File::open(&self.logfile).ok()?;
+        let length = file.metadata().ok().filter(fs::Metadata::is_file)?.len();
+        file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL_BYTES)))).ok()?;
+        let mut tail = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
+        let tail = String::from_utf8_lossy(&tail).into_owned();
+        let said = |line: &str| {
+            let (_, said) = line.split_once("FATAL:").or_else(|| line.split_once("PANIC:"))?;
+            Some(said.trim().to_owned())
+        };
+        tail.lines().rev().find_map(said)
+    }
+
+    /// How long the server's log file is.
+    pub fn log_bytes(&self) -> u64 {
+        fs::metadata(&self.logfile).map_or(0, |log| log.len())
+    }
+}
+
+/// How much of the end of a log is read.
+const TAIL_BYTES: u64 = 16 << 10;
