@@ -1,217 +1,27 @@
-//! Publishing and moving, against a real etcd; crm_mon's output is replayed, Postgres' facts are given.
+//! Publishing, against a real etcd; crm_mon's output is replayed, Postgres' facts are given.
 
 #![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 mod support;
 
-use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::atomic::Ordering, time::Duration};
 
 use pgcm::{
-    edge::{
-        command::{Call, CommandError, Output, Run},
-        etcd::{Etcd, Put},
-        pacemaker::{Pacemaker, PacemakerOptions},
-        poke,
-        postgres::{LocalPostgres, PostgresError},
-    },
+    edge::{etcd::Put, poke},
     model::{
-        cluster::{ClusterView, Standby},
-        primary::{Hold, LocalFacts, Refused},
+        cluster::ClusterView,
+        primary::{Hold, Refused},
     },
-    telemetry::log::discard,
-    work::{
-        mover::{MoveError, Mover},
-        publish::{CLUSTER, Latest, MASTER, Outcome, PublishOptions, Publisher},
-        shutdown::Stop,
-    },
+    work::publish::{CLUSTER, MASTER, Outcome},
 };
 use support::{
-    etcd::{EtcdServer, start_etcd},
+    etcd::start_etcd,
     eventually,
+    stage::{HEALTHY, POLL, SOON, stage, stage_with},
 };
-use tokio::sync::watch;
 
-const POLL: Duration = Duration::from_millis(100);
-const SOON: Duration = Duration::from_secs(5);
-const HEALTHY: &str = include_str!("data/crm_mon/healthy/pgsql-trixie.xml");
 const MINORITY: &str = include_str!("data/crm_mon/no-quorum-minority/pgsql-trixie.xml");
 const STOPPED: &str = include_str!("data/crm_mon/pacemaker-stopped/pgsql-trixie.xml");
-
-/// What the tools of Pacemaker and Postgres say in a test.
-struct World {
-    /// crm_mon's status and output.
-    crm_mon: (i32, String),
-    constraints: Vec<String>,
-    facts: LocalFacts,
-    /// How long a change of the CIB is under way before it counts.
-    modify_takes: Duration,
-    /// Every call of cibadmin.
-    calls: Vec<Vec<String>>,
-}
-
-#[derive(Clone)]
-struct Scene(Arc<Mutex<World>>);
-
-impl Scene {
-    fn set(&self, change: impl FnOnce(&mut World)) {
-        change(&mut self.0.lock().unwrap());
-    }
-
-    fn calls(&self, verb: &str) -> usize {
-        let world = self.0.lock().unwrap();
-        world.calls.iter().filter(|args| args.iter().any(|arg| arg == verb)).count()
-    }
-}
-
-impl Run for Scene {
-    async fn run(&self, call: Call) -> Result<Output, CommandError> {
-        if call.program == "cibadmin" {
-            self.set(|world| world.calls.push(call.args.clone()));
-            if call.args[0] == "--modify" {
-                let takes = self.0.lock().unwrap().modify_takes;
-                tokio::time::sleep(takes).await;
-            }
-        }
-        let mut world = self.0.lock().unwrap();
-        let (status, stdout) = match call.program.as_str() {
-            "crm_mon" => world.crm_mon.clone(),
-            "cibadmin" => cibadmin(&mut world, &call.args),
-            other => panic!("nobody expected {other}"),
-        };
-        Ok(Output { status, stdout, stderr: String::new() })
-    }
-}
-
-fn cibadmin(world: &mut World, args: &[String]) -> (i32, String) {
-    match args[0].as_str() {
-        "--query" if args[1] == "--scope" => {
-            (0, format!("<constraints>{}</constraints>", world.constraints.concat()))
-        }
-        "--query" if world.constraints.is_empty() => (105, String::new()),
-        "--query" => (0, world.constraints.concat()),
-        "--modify" => {
-            world.constraints = vec![args.last().unwrap().clone()];
-            (0, String::new())
-        }
-        _ => {
-            world.constraints.clear();
-            (0, String::new())
-        }
-    }
-}
-
-impl LocalPostgres for Scene {
-    async fn facts(&self) -> Result<LocalFacts, PostgresError> {
-        Ok(self.0.lock().unwrap().facts.clone())
-    }
-}
-
-struct Stage {
-    scene: Scene,
-    pacemaker: Arc<Pacemaker<Scene>>,
-    server: EtcdServer,
-    etcd: Arc<Etcd>,
-    latest: watch::Receiver<Arc<Latest>>,
-    token: Arc<AtomicI64>,
-    socket: std::path::PathBuf,
-    _dir: tempfile::TempDir,
-    _switch: watch::Sender<bool>,
-}
-
-/// pg01 is promoted, healthy, and on timeline 3; its supervise runs.
-async fn stage() -> Stage {
-    let server = start_etcd().await;
-    stage_with(server, POLL).await
-}
-
-async fn stage_with(server: EtcdServer, poll_interval: Duration) -> Stage {
-    let scene = Scene(Arc::new(Mutex::new(World {
-        crm_mon: (0, HEALTHY.to_owned()),
-        constraints: Vec::new(),
-        modify_takes: Duration::ZERO,
-        calls: Vec::new(),
-        facts: LocalFacts {
-            in_recovery: false,
-            writable: true,
-            timeline: 3,
-            system_identifier: "7".to_owned(),
-            standbys: vec![standby("pg02", "sync"), standby("pg03", "potential")],
-        },
-    })));
-    let etcd = server.client();
-    let limit = Duration::from_secs(5);
-    let options = PacemakerOptions { resource: "Postgresql".to_owned(), limit };
-    let pacemaker = Arc::new(Pacemaker::new(scene.clone(), options));
-    let dir = tempfile::tempdir().unwrap();
-    let socket = dir.path().join("supervise.sock");
-    let options = PublishOptions {
-        node: "pg01".to_owned(),
-        address: "172.17.0.4".parse().unwrap(),
-        namespace: "/postgres".to_owned(),
-        poll_interval,
-        socket: socket.clone(),
-    };
-    let token = Arc::new(AtomicI64::new(0));
-    let sink = Arc::clone(&token);
-    let (publisher, latest) = Publisher::new(
-        options,
-        Arc::clone(&pacemaker),
-        Arc::new(scene.clone()),
-        Arc::clone(&etcd),
-        Arc::new(move |seen| sink.store(seen, Ordering::Relaxed)),
-        discard(),
-    );
-    let (switch, stop) = Stop::new();
-    tokio::spawn(publisher.run(stop));
-    Stage { scene, pacemaker, server, etcd, latest, token, socket, _dir: dir, _switch: switch }
-}
-
-fn standby(name: &str, sync_state: &str) -> Standby {
-    Standby {
-        name: name.to_owned(),
-        address: None,
-        state: "streaming".to_owned(),
-        sync_state: sync_state.to_owned(),
-        replay_lag_bytes: 0,
-    }
-}
-
-impl Stage {
-    async fn value(&self, key: &str) -> Option<String> {
-        self.etcd.get(key).await.unwrap().map(|entry| entry.value)
-    }
-
-    async fn put(&self, key: &str, value: &str) {
-        let put = Put { key: key.to_owned(), value: value.to_owned(), lease: 0 };
-        self.etcd.put_if(&[], &[put]).await.unwrap();
-    }
-
-    async fn view(&self) -> ClusterView {
-        serde_json::from_str(&self.value(CLUSTER).await.expect("published")).expect("a view")
-    }
-
-    async fn published(&self) {
-        let right = || async { self.value(MASTER).await.as_deref() == Some("172.17.0.4") };
-        eventually(SOON, "the primary is published", right).await;
-    }
-
-    /// Waits for a look that began after this call and ended as `wanted` says.
-    async fn outcome(&mut self, what: &str, wanted: impl Fn(&Outcome) -> bool) {
-        for _ in 0..2 {
-            self.latest.changed().await.expect("the publisher runs");
-        }
-        let found = self.latest.wait_for(|latest| wanted(&latest.outcome));
-        if tokio::time::timeout(SOON, found).await.is_err() {
-            panic!("not within {SOON:?}: {what}; it was {:?}", self.latest.borrow().outcome);
-        }
-    }
-}
 
 #[tokio::test]
 async fn the_primary_and_its_standbys_are_published() {
@@ -356,97 +166,4 @@ async fn an_expired_constraint_of_ours_is_removed_but_not_during_a_failover() {
     stage.etcd.delete_if("/failover", mine).await.unwrap();
     let gone = || async { stage.scene.0.lock().unwrap().constraints.is_empty() };
     eventually(SOON, "the leftover is removed", gone).await;
-}
-
-fn mover(stage: &Stage) -> Mover<Scene, Scene> {
-    let postgres = Arc::new(stage.scene.clone());
-    Mover::new(
-        "pg01".to_owned(),
-        Arc::clone(&stage.pacemaker),
-        postgres,
-        Arc::clone(&stage.etcd),
-        discard(),
-    )
-}
-
-#[tokio::test]
-async fn a_move_ends_when_another_node_is_published_on_a_newer_timeline() {
-    let stage = stage().await;
-    stage.published().await;
-    let mut after = stage.view().await;
-    after.primary.name = "pg02".to_owned();
-    after.primary.timeline = 4;
-    let mover = mover(&stage);
-    let lifetime = Duration::from_secs(60);
-    let moving = mover.migrate("a1", None, SOON, lifetime);
-    let promoting = async {
-        eventually(SOON, "the request is made", || async { stage.scene.calls("--modify") == 1 })
-            .await;
-        stage.put(CLUSTER, &serde_json::to_string(&after).unwrap()).await;
-    };
-    let (moved, ()) = tokio::join!(moving, promoting);
-    assert_eq!(moved.expect("moved"), after.primary);
-    let constraint = stage.scene.0.lock().unwrap().constraints[0].clone();
-    assert!(constraint.contains("value=\"pg02\"") && constraint.contains("date_expression"));
-    assert!(mover.unmigrate("a1").await.expect("removed"));
-    assert!(!mover.unmigrate("a1").await.expect("removed before"));
-}
-
-#[tokio::test]
-async fn a_move_taken_back_while_it_is_asked_for_leaves_no_constraint() {
-    let stage = stage().await;
-    stage.published().await;
-    stage.scene.set(|world| world.modify_takes = Duration::from_millis(500));
-    let mover = mover(&stage);
-    let moving = mover.migrate("a1", None, Duration::from_secs(2), SOON);
-    let taking_back = async {
-        let asking = || async { stage.scene.calls("--modify") == 1 };
-        eventually(SOON, "cibadmin is under way", asking).await;
-        assert!(stage.scene.0.lock().unwrap().constraints.is_empty(), "and has not landed");
-        mover.unmigrate("a1").await
-    };
-    let (moved, taken_back) = tokio::join!(moving, taking_back);
-    moved.expect_err("nobody moves");
-    assert!(taken_back.expect("removed"), "it waited for the constraint, then removed it");
-    assert!(stage.scene.0.lock().unwrap().constraints.is_empty());
-}
-
-#[tokio::test]
-async fn a_move_that_arrives_after_it_was_taken_back_is_refused() {
-    let stage = stage().await;
-    stage.published().await;
-    let mover = mover(&stage);
-    assert!(!mover.unmigrate("a1").await.expect("nothing was there"));
-    let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("withdrawn");
-    assert!(matches!(error, MoveError::Withdrawn { .. }), "{error}");
-    assert_eq!(stage.scene.calls("--modify"), 0);
-    let limit = Duration::from_millis(300);
-    let error = mover.migrate("a2", None, limit, SOON).await.expect_err("nobody moves");
-    assert!(matches!(error, MoveError::TimedOut { .. }), "{error}");
-    assert_eq!(stage.scene.calls("--modify"), 1, "another attempt is free to move");
-}
-
-#[tokio::test]
-async fn a_move_that_does_not_happen_says_what_was_seen() {
-    let stage = stage().await;
-    stage.published().await;
-    let limit = Duration::from_millis(300);
-    let error = mover(&stage).migrate("a1", None, limit, SOON).await.expect_err("nobody moves");
-    assert!(matches!(error, MoveError::TimedOut { .. }), "{error}");
-    assert!(error.to_string().contains("etcd still names pg01 on timeline 3"), "{error}");
-    let settled = mover(&stage).settle(SOON).await.expect("pg01 is still primary");
-    assert_eq!(settled.name, "pg01");
-}
-
-#[tokio::test]
-async fn a_target_that_does_not_qualify_touches_nothing() {
-    let stage = stage().await;
-    stage.published().await;
-    let mover = mover(&stage);
-    let error = mover.migrate("a1", Some("pg03"), SOON, SOON).await.expect_err("not synchronous");
-    assert!(error.to_string().contains("name pg02, or nothing"), "{error}");
-    stage.scene.set(|world| world.facts.standbys.clear());
-    let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("no standby");
-    assert!(matches!(error, MoveError::NoTarget(_)), "{error}");
-    assert_eq!(stage.scene.calls("--modify"), 0);
 }
