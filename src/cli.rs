@@ -50,6 +50,11 @@ pub enum Command {
     /// answer.
     Status(Status),
 
+    /// Show past changes of the primary, planned and not, newest first
+    ///
+    /// Reads etcd; changes nothing. Exit codes: 0 shown; 3 etcd did not answer.
+    History(History),
+
     /// Print a configuration with every setting, its comment and default
     ShowConfig,
 
@@ -121,6 +126,17 @@ pub struct Failover {
 #[derive(Debug, Args)]
 pub struct Status {
     /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Debug, Args)]
+pub struct History {
+    /// How many to show
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    pub last: usize,
+
+    /// How to print them; as JSON each has everything that is on record
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 }

@@ -42,6 +42,15 @@ fn help_of_failover_says_what_happens_to_clients() {
 }
 
 #[test]
+fn history_without_etcd_ends_with_3() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    fs::write(&path, "[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n").expect("writable");
+    let output = pgcm(&["--config-file", &path.to_string_lossy(), "history"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+}
+
+#[test]
 fn wrong_usage_ends_with_2() {
     assert_eq!(pgcm(&["failover", "--pause-expiry", "soon"]).status.code(), Some(2));
     assert_eq!(pgcm(&["no-such-command"]).status.code(), Some(2));

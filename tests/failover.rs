@@ -18,6 +18,7 @@ use pgcm::{
             progress::{Event, Progress, Silent},
             report::Report,
         },
+        history,
         shutdown::Stop,
     },
 };
@@ -95,6 +96,9 @@ async fn clients_are_held_app_tier_first_and_freed_before_anything_else_is_put_a
     let history = etcd.get_prefix("/history/").await.expect("etcd answers");
     assert_eq!(history.entries.len(), 1);
     assert!(history.entries[0].value.contains("\"step\":\"verify\""), "{:?}", history.entries);
+    let (_, entries, odd) = history::read(&etcd).await.expect("etcd answers");
+    assert!(odd.is_empty() && entries[0].change.steps.len() == 9, "{entries:?} {odd:?}");
+    assert_eq!(entries[0].change.clients_held_ms, report.clients_held_ms);
     // And back.
     let report = run(&etcd, options("two")).await;
     assert_eq!((report.exit, cluster.primary().as_str()), (Exit::Done, "pg01"), "{report}");
@@ -408,6 +412,22 @@ async fn a_lost_lease_ends_all_action_but_letting_clients_go() {
     cluster.heal();
     let report = run(&etcd, options("next")).await;
     assert_eq!(report.exit, Exit::Done, "{report}");
+}
+
+#[tokio::test]
+async fn a_failover_that_is_killed_while_it_moves_is_on_record() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("migrate", Fault::DoneButHangs);
+    let (_switch, stop) = Stop::new();
+    let log = discard();
+    let running = failover::run(options("one"), etcd.clone(), None, Arc::new(Silent), stop, log);
+    let running = tokio::spawn(running);
+    eventually(SOON, "the move has happened", || async { cluster.primary() == "pg02" }).await;
+    running.abort();
+    let (_, entries, _) = history::read(&etcd).await.expect("etcd answers");
+    let changes: Vec<&str> = entries.iter().map(|entry| entry.change.outcome.as_str()).collect();
+    assert_eq!(changes, ["running"]);
+    assert_eq!(entries[0].change.ended_at, None);
 }
 
 #[tokio::test]

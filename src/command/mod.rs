@@ -4,6 +4,7 @@ mod check_config;
 mod completions;
 mod daemon;
 mod failover;
+mod history;
 mod parts;
 mod poke;
 mod proxy;
@@ -37,6 +38,9 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         }
         Command::Status(args) => {
             configured(&path, |config, log| block_on(status::run(config, args, log)))
+        }
+        Command::History(args) => {
+            configured(&path, |config, _| block_on(history::run(config, args)))
         }
         Command::ShowConfig => show_config::run().into(),
         Command::CheckConfig => check_config::run(&path).into(),

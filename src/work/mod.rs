@@ -5,6 +5,7 @@ pub mod checks;
 pub mod consoles;
 pub mod failover;
 pub mod follow;
+pub mod history;
 pub mod mover;
 pub mod pauser;
 pub mod proxy;

@@ -5,7 +5,6 @@
 pub mod agents;
 pub mod check;
 mod clients;
-pub mod history;
 pub mod pipeline;
 mod primary;
 pub mod progress;
@@ -28,7 +27,7 @@ use self::{
     progress::{Event, Progress},
     report::Report,
 };
-use super::shutdown::Stop;
+use super::{history, shutdown::Stop};
 use crate::{
     edge::{
         clock,
@@ -37,8 +36,9 @@ use crate::{
         peer::{PeerOptions, pb},
     },
     model::{
-        attempt::Attempt,
+        attempt::{Attempt, FAILOVER},
         cluster::{ClusterView, Primary},
+        history::key,
     },
 };
 
@@ -81,14 +81,11 @@ pub async fn run(
 ) -> Report {
     let began = Instant::now();
     let dry_run = options.dry_run;
-    let failover = Failover::new(options, etcd, token, progress, stop);
+    let failover = Failover::new(options, etcd, token, progress, stop, log.clone());
     let steps = if dry_run { &steps::STEPS[..1] } else { steps::STEPS };
     let outcome = pipeline::run(steps, &failover, &*failover.progress).await;
     let report = failover.report(began, outcome);
-    let locked = failover.state().locked;
-    if locked {
-        history::write(&failover.etcd, &report, &log).await;
-    }
+    failover.remember(&report).await;
     announce(&report, &log);
     report
 }
@@ -116,6 +113,7 @@ struct Failover {
     attempt: Attempt,
     lock: Lock,
     state: Mutex<State>,
+    log: Logger,
 }
 
 /// What the steps have learned and done so far.
@@ -127,6 +125,8 @@ struct State {
     agents: Vec<Arc<Agent>>,
     findings: Vec<Found>,
     locked: bool,
+    /// Where this attempt is remembered.
+    history_key: Option<String>,
     holds: Vec<Hold>,
     held_since: Option<Instant>,
     released_at: Option<Instant>,
@@ -157,11 +157,12 @@ impl Failover {
         token: Option<String>,
         progress: Arc<dyn Progress>,
         stop: Stop,
+        log: Logger,
     ) -> Self {
         let attempt = Attempt {
             id: format!("{}-{}", options.holder, clock::unix_ms()),
             holder: options.holder.clone(),
-            purpose: "failover".to_owned(),
+            purpose: FAILOVER.to_owned(),
             started_at: clock::now_rfc3339(),
             step: "lock".to_owned(),
             pause_deadline_unix_ms: 0,
@@ -170,7 +171,7 @@ impl Failover {
         let lock = Lock::new(etcd.clone(), attempt.clone(), lock_options);
         let peers = PeerOptions { connect_limit: options.health_check_timeout, token };
         let state = Mutex::default();
-        Self { options, etcd, peers, progress, stop, attempt, lock, state }
+        Self { options, etcd, peers, progress, stop, attempt, lock, state, log }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -184,6 +185,26 @@ impl Failover {
 
     fn awaiting(&self, step: &'static str, names: &[String]) {
         self.progress.tell(&Event::Awaiting { step, names });
+    }
+
+    /// Writes down that this attempt has begun, before it touches anything: should its process die,
+    /// that is all there will be.
+    async fn remember_begin(&self) {
+        let key = key(clock::unix_ms());
+        let report = Report::begun(&self.options, &self.attempt, &self.state());
+        let value = serde_json::to_string(&report).unwrap_or_default();
+        history::write(&self.etcd, &key, value, None, &self.log).await;
+        self.state().history_key = Some(key);
+    }
+
+    async fn remember(&self, report: &Report) {
+        let (key, moved_to) = {
+            let state = self.state();
+            (state.history_key.clone(), state.after.clone().filter(|_| state.moved))
+        };
+        let Some(key) = key else { return };
+        let value = serde_json::to_string(report).unwrap_or_default();
+        history::write(&self.etcd, &key, value, moved_to.as_ref(), &self.log).await;
     }
 
     fn report(&self, began: Instant, outcome: Outcome) -> Report {

@@ -25,10 +25,11 @@ pub struct Report {
     pub attempt: String,
     pub holder: String,
     pub started_at: String,
-    pub ended_at: String,
-    /// `done`, `planned` (dry run), `unanswered`, `refused`, `locked`, `put_back`, `needs_hands`.
+    /// None while it runs.
+    pub ended_at: Option<String>,
+    /// `running`, `done`, `planned` (dry run), `unanswered`, `refused`, `locked`, `put_back`, `needs_hands`.
     pub outcome: &'static str,
-    pub exit_code: u8,
+    pub exit_code: Option<u8>,
     pub old_primary: Option<Primary>,
     /// Who is primary now, as far as known.
     pub new_primary: Option<Primary>,
@@ -86,6 +87,12 @@ impl Plan {
 }
 
 impl Report {
+    /// What stands in the history until the end is known.
+    pub(super) fn begun(options: &FailoverOptions, attempt: &Attempt, state: &State) -> Self {
+        let report = Self::new(options, attempt, Instant::now(), state, Outcome::default());
+        Self { ended_at: None, outcome: "running", exit_code: None, new_primary: None, ..report }
+    }
+
     pub(super) fn new(
         options: &FailoverOptions,
         attempt: &Attempt,
@@ -104,12 +111,12 @@ impl Report {
             attempt: attempt.id.clone(),
             holder: attempt.holder.clone(),
             started_at: attempt.started_at.clone(),
-            ended_at: clock::now_rfc3339(),
+            ended_at: Some(clock::now_rfc3339()),
             outcome: match exit {
                 Exit::Done if options.dry_run => "planned",
                 exit => name(exit),
             },
-            exit_code: exit as u8,
+            exit_code: Some(exit as u8),
             new_primary: state.after.clone().or_else(|| old_primary.clone()),
             old_primary,
             clients_held_ms: held.map(|(from, to)| millis(to.saturating_duration_since(from))),
