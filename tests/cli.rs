@@ -42,6 +42,21 @@ fn help_of_failover_says_what_happens_to_clients() {
 }
 
 #[test]
+fn help_of_with_lock_and_status_says_what_scripts_rely_on() {
+    let help = text(&pgcm(&["with-lock", "--help"]).stdout);
+    for words in ["--lock-timeout", "--kill-after", "1 error; 5 lock held", "PGCM_FENCING_TOKEN"] {
+        assert!(help.contains(words), "{words} is missing from:\n{help}");
+    }
+    let help = text(&pgcm(&["status", "--help"]).stdout);
+    for words in ["--watch", "--check <WHAT>", "--node", "0 yes, 4 no, 3 unknown", "- standby:"] {
+        assert!(help.contains(words), "{words} is missing from:\n{help}");
+    }
+    assert_eq!(pgcm(&["with-lock", "true"]).status.code(), Some(2), "the -- is not optional");
+    let both = pgcm(&["status", "--watch", "--check", "cluster"]);
+    assert_eq!(both.status.code(), Some(2));
+}
+
+#[test]
 fn history_without_etcd_ends_with_3() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("config.toml");

@@ -1,7 +1,5 @@
 //! Publishing, against a real etcd; crm_mon's output is replayed, Postgres' facts are given.
 
-#![expect(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
-
 mod support;
 
 use std::{sync::atomic::Ordering, time::Duration};

@@ -12,6 +12,8 @@ mod resource_agent;
 mod show_config;
 mod status;
 mod supervise;
+mod watch;
+mod with_lock;
 
 use std::{future::Future, path::Path, process::ExitCode};
 
@@ -42,6 +44,7 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         Command::History(args) => {
             configured(&path, |config, _| block_on(history::run(config, args)))
         }
+        Command::WithLock(args) => with_lock::run(&path, args),
         Command::ShowConfig => show_config::run().into(),
         Command::CheckConfig => check_config::run(&path).into(),
         Command::Completions { shell } => completions::run(shell).into(),

@@ -14,6 +14,7 @@ pub mod pgbouncer_ini;
 pub mod primary;
 pub mod registration;
 pub mod status;
+pub mod status_check;
 pub mod successor;
 pub mod table;
 pub mod template;

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
-    attempt::Attempt,
+    attempt::{Attempt, FAILOVER},
     cluster::ClusterView,
     health::{Component, Verdict},
     registration::Registration,
@@ -106,12 +106,11 @@ impl Status {
             (None, _) => out.push_str("Primary   none published\n"),
         }
         match &self.failover {
-            Some(attempt) => {
-                let _ = writeln!(
-                    out,
-                    "Failover  {} by {}, since {}, at step {}",
-                    attempt.purpose, attempt.holder, attempt.started_at, attempt.step
-                );
+            Some(Attempt { purpose, holder, started_at, step, .. }) if purpose == FAILOVER => {
+                let _ = writeln!(out, "Failover  by {holder}, since {started_at}, at step {step}");
+            }
+            Some(Attempt { purpose, holder, started_at, .. }) => {
+                let _ = writeln!(out, "Lock      held by {holder}, since {started_at}: {purpose}");
             }
             None => out.push_str("Failover  none running\n"),
         }
@@ -224,6 +223,31 @@ AGENT  KIND   API              VERSION  HEALTH
 app01  proxy  172.17.0.5:8081  0.1.0    healthy
 "
         );
+    }
+
+    #[test]
+    fn whoever_holds_the_lock_is_shown_with_the_reason() {
+        let attempt = |purpose: &str| Attempt {
+            id: "a".to_owned(),
+            holder: "pg09, process 7".to_owned(),
+            purpose: purpose.to_owned(),
+            started_at: "noon".to_owned(),
+            step: "pause".to_owned(),
+            pause_deadline_unix_ms: 0,
+        };
+        let shown = |purpose| {
+            let status = Status {
+                primary_address: None,
+                cluster: None,
+                agents: Vec::new(),
+                failover: Some(attempt(purpose)),
+                problems: Vec::new(),
+            };
+            status.text().lines().nth(1).unwrap_or_default().to_owned()
+        };
+        assert_eq!(shown("failover"), "Failover  by pg09, process 7, since noon, at step pause");
+        let words = "Lock      held by pg09, process 7, since noon: with-lock: make backup";
+        assert_eq!(shown("with-lock: make backup"), words);
     }
 
     #[test]

@@ -16,3 +16,4 @@ pub mod render;
 pub mod resource_agent;
 pub mod shutdown;
 pub mod web;
+pub mod with_lock;

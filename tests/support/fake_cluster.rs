@@ -130,6 +130,11 @@ impl FakeCluster {
         self.publish().await;
     }
 
+    /// Writes `/master`, as a real supervise does beside `/cluster`.
+    pub async fn publish_address(&self) {
+        self.put("/master", self.primary_now().address.to_string()).await;
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().expect("no panic while it is held")
     }

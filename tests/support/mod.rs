@@ -5,6 +5,7 @@
 pub mod etcd;
 pub mod fake_cluster;
 pub mod pgbouncer;
+pub mod pgcm;
 pub mod postgres;
 pub mod process;
 pub mod stage;
