@@ -99,6 +99,25 @@ pub struct Failover {
     #[arg(long)]
     pub dry_run: bool,
 
+    /// Go on although this check refuses; may be given several times. Logged, and kept in the history
+    ///
+    /// These can be overridden: agent-expected, archive, client-limits, constraints, delay,
+    /// disk-space, health, lag, no-proxy, open-transactions, session-pools. Never one whose override
+    /// could lose a commit or leave clients behind.
+    #[arg(long = "override", value_name = "CHECK")]
+    pub overrides: Vec<String>,
+
+    /// Try this often while only open transactions stand in the way; each attempt is undone in full,
+    /// and clients work, before the next
+    #[arg(long, value_name = "COUNT", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
+
+    /// Terminate the transactions that hold up the pause once it has lasted this long: their clients
+    /// get an error. Each is named in log, report and history. Must be less than the pause timeout
+    #[arg(long, value_name = "SPAN")]
+    pub terminate_blockers_after: Option<Span>,
+
     /// How to print the outcome
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,

@@ -13,6 +13,7 @@ use crate::{
     cli::{self, Output},
     config::{Config, check, section::Span},
     exit::Exit,
+    model::finding::OVERRIDABLE,
     work::{
         failover::{
             self, FailoverOptions,
@@ -31,6 +32,11 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
             return Exit::Usage;
         }
     };
+    let problems = refused(&config, &args);
+    if !problems.is_empty() {
+        eprintln!("pgcm: {}", problems.join("; "));
+        return Exit::Usage;
+    }
     let connected = parts::etcd(&config).and_then(|etcd| Ok((etcd, parts::token(&config)?)));
     let (etcd, token) = match connected {
         Ok(connected) => connected,
@@ -49,14 +55,7 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
             std::future::pending::<()>().await;
         }
     });
-    let report = failover::run(
-        options(&config, args.target, args.dry_run),
-        etcd,
-        token,
-        progress,
-        stop,
-        log,
-    );
+    let report = failover::run(options(&config, &args), etcd, token, progress, stop, log);
     show(&report.await, args.output)
 }
 
@@ -89,14 +88,39 @@ fn overridden(mut config: Config, args: &cli::Failover) -> Result<Config, Vec<St
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
-fn options(config: &Config, target: Option<String>, dry_run: bool) -> FailoverOptions {
+/// What in the flags asks for what cannot be.
+fn refused(config: &Config, args: &cli::Failover) -> Vec<String> {
+    let unknown = args.overrides.iter().filter(|name| !OVERRIDABLE.contains(&name.as_str()));
+    let mut problems: Vec<String> = unknown
+        .map(|name| {
+            format!(
+                "the check `{name}` cannot be overridden; these can: {}",
+                OVERRIDABLE.join(", ")
+            )
+        })
+        .collect();
+    let limit = config.failover.pause_timeout;
+    if let Some(after) = args.terminate_blockers_after.filter(|after| *after >= limit) {
+        problems.push(format!(
+            "--terminate-blockers-after is {after}; it must be less than the pause timeout ({limit})"
+        ));
+    }
+    problems
+}
+
+fn options(config: &Config, args: &cli::Failover) -> FailoverOptions {
     let section = &config.failover;
     let host = parts::node_name(config).unwrap_or_else(|_| "unknown".to_owned());
     FailoverOptions {
         holder: format!("{host}, process {}", std::process::id()),
         endpoints: section.endpoints.clone(),
-        target,
-        dry_run,
+        target: args.target.clone(),
+        dry_run: args.dry_run,
+        overrides: args.overrides.clone(),
+        expected_agents: section.expected_agents.clone(),
+        attempts: args.attempts,
+        attempt_backoff: section.attempt_backoff.get(),
+        terminate_after: args.terminate_blockers_after.map(Span::get),
         health_check_timeout: section.health_check_timeout.get(),
         lock_timeout: section.lock_timeout.get(),
         lock_lease: section.lock_lease.get(),
@@ -133,6 +157,16 @@ impl Progress for Live {
             }
             Event::UndoDone { step, took: t, .. } => {
                 format!("  undo {step:<5} FAILED  {}\n", took(t))
+            }
+            Event::Overridden { found } => {
+                format!("  OVERRIDDEN {} ({})\n", found.finding.check, found.by)
+            }
+            Event::Terminated { transactions } => {
+                transactions.iter().map(|one| format!("  TERMINATED {one}\n")).collect()
+            }
+            Event::NotTerminated { reason } => format!("  cannot terminate: {reason}\n"),
+            Event::Again { attempt, of, wait } => {
+                format!("  attempt {attempt} of {of} begins in {wait:?}; clients work meanwhile\n")
             }
         };
         // Back to the line's begin, and erase what stood there.

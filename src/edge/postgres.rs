@@ -13,7 +13,9 @@ use std::{
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
-use crate::model::{cluster::Standby, primary::LocalFacts};
+use crate::model::{
+    cluster::Standby, console::Backend, primary::LocalFacts, terminated::Terminated,
+};
 
 /// How to reach the local Postgres.
 #[derive(Debug, Clone)]
@@ -67,6 +69,14 @@ pub struct OpenTransaction {
     pub age: Duration,
     /// The last statement, cut to 100 characters.
     pub query: String,
+}
+
+impl From<OpenTransaction> for Terminated {
+    fn from(open: OpenTransaction) -> Self {
+        let OpenTransaction { pid, user, database, application, state, age, query } = open;
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Self { pid, user, database, application, state, age_ms, query }
+    }
 }
 
 /// What of the primary's state makes its shutdown slow, or the move unwise.
@@ -131,6 +141,19 @@ const OPEN_TRANSACTIONS: &str = "
        AND clock_timestamp() - xact_start > $1::bigint * interval '1 millisecond'
      ORDER BY xact_start";
 
+/// The commit of a backend in SyncRep has happened here: ending it would only hide that from its
+/// client. -1: the backend came over a Unix socket.
+const TERMINATE: &str = "
+    SELECT a.pid, COALESCE(usename, '') AS usename, COALESCE(datname, '') AS datname,
+           COALESCE(application_name, '') AS application_name, COALESCE(state, '') AS state,
+           (extract(epoch FROM clock_timestamp() - xact_start) * 1000)::bigint AS age_ms,
+           left(regexp_replace(COALESCE(query, ''), '\\s+', ' ', 'g'), 100) AS query,
+           pg_terminate_backend(a.pid) AS told
+      FROM pg_stat_activity a
+      JOIN unnest($1::bigint[], $2::int[]) AS b (pid, port) ON b.pid = a.pid
+     WHERE backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND xact_start IS NOT NULL
+       AND wait_event IS DISTINCT FROM 'SyncRep' AND client_port IN (b.port, -1)";
+
 const BURDENS: &str = "
     SELECT ARRAY(SELECT gid FROM pg_prepared_xacts ORDER BY prepared) AS prepared,
            CASE WHEN current_setting('archive_mode') <> 'off' THEN
@@ -162,6 +185,17 @@ impl Postgres {
         let age_ms = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
         let rows = self.query(WHAT, OPEN_TRANSACTIONS, &[&age_ms]).await?;
         rows.iter().map(|row| open_transaction(row).map_err(|s| refused(WHAT, s))).collect()
+    }
+
+    /// Ends those of `backends` that are in a transaction, but for one that waits for a standby to
+    /// confirm its commit; returns what they were.
+    pub async fn terminate(&self, backends: &[Backend]) -> Result<Vec<Terminated>, PostgresError> {
+        const WHAT: &str = "terminate transactions";
+        let pids: Vec<i64> = backends.iter().map(|backend| backend.pid.into()).collect();
+        let ports: Vec<i32> = backends.iter().map(|backend| backend.port.into()).collect();
+        let rows = self.query(WHAT, TERMINATE, &[&pids, &ports]).await?;
+        let ended = rows.iter().map(|row| open_transaction(row).map(Terminated::from));
+        ended.collect::<Result<_, _>>().map_err(|source| refused(WHAT, source))
     }
 
     /// What stands in the way of a short shutdown; for a primary.

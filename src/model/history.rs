@@ -10,6 +10,7 @@ use super::{
     crm_mon::PacemakerView,
     primary::LocalFacts,
     table::table,
+    terminated::Terminated,
 };
 
 /// Prefix of the keys, below the namespace.
@@ -61,6 +62,8 @@ pub struct Change {
     pub stopped: Option<PastStop>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub findings: Vec<PastFinding>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub terminated: Vec<Terminated>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -111,6 +114,7 @@ pub fn unplanned(
         steps: Vec::new(),
         stopped: None,
         findings: Vec::new(),
+        terminated: Vec::new(),
     })
 }
 
@@ -192,6 +196,7 @@ fn notes(change: &Change) -> Vec<String> {
     notes.extend(
         overridden.map(|finding| format!("overridden: {} ({})", finding.check, finding.by)),
     );
+    notes.extend(change.terminated.iter().map(|one| format!("terminated: {one}")));
     notes
 }
 

@@ -18,5 +18,6 @@ pub mod status_check;
 pub mod successor;
 pub mod table;
 pub mod template;
+pub mod terminated;
 pub mod wanted;
 pub mod xml;

@@ -8,9 +8,11 @@ use crate::{
     edge::peer::{BUSY, NO_PART, REASON, STALE_TOKEN, TAKEN, pb},
     error::chain,
     model::{
+        console::Backend,
         finding::{Finding, Severity},
         health::{Component, Verdict},
         pause::StaleToken,
+        terminated::Terminated,
     },
     work::pauser::PauseError,
 };
@@ -75,4 +77,13 @@ pub(super) fn component(component: Component) -> pb::Component {
         Verdict::Failed => pb::component::Verdict::Failed,
     };
     pb::Component { name: component.name, verdict: verdict.into(), message: component.message }
+}
+
+pub(super) fn backend(backend: Backend) -> pb::Backend {
+    pb::Backend { pid: backend.pid, port: backend.port.into() }
+}
+
+pub(super) fn terminated(ended: Terminated) -> pb::Terminated {
+    let Terminated { pid, user, database, application, state, age_ms, query } = ended;
+    pb::Terminated { pid, user, database, application, state, age_ms, query }
 }

@@ -304,14 +304,18 @@ fn open_transactions(open: &[OpenTransaction], pause_timeout: Duration) -> Vec<F
         return Vec::new();
     }
     let list: Vec<_> = open.iter().map(one).collect();
-    // The pause is the judge: a transaction may end in time, and a pause that fails is undone.
-    vec![Finding::warn(
-        "open-transactions",
-        format!(
-            "the pause fails if these do not end within {pause_timeout:?}: {}",
-            list.join("; ")
-        ),
-    )]
+    let message = format!(
+        "the pause fails if these do not end within {pause_timeout:?}: {}; end them (SELECT \
+         pg_terminate_backend(PID)), or use --attempts or --terminate-blockers-after",
+        list.join("; ")
+    );
+    // Of a younger one the pause is the judge: it may end in time, and a pause that fails is undone.
+    let finding = if open.iter().any(|open| open.age >= pause_timeout) {
+        Finding::refuse("open-transactions", message)
+    } else {
+        Finding::warn("open-transactions", message)
+    };
+    vec![finding]
 }
 
 fn burdens_of(burdens: &Burdens) -> Vec<Finding> {
@@ -384,7 +388,7 @@ mod tests {
     use crate::model::finding::Severity;
 
     #[test]
-    fn an_open_transaction_warns_and_names_its_pid() {
+    fn a_transaction_older_than_the_pause_may_last_refuses_and_a_younger_one_warns() {
         let open = OpenTransaction {
             pid: 4711,
             user: "app".to_owned(),
@@ -394,8 +398,10 @@ mod tests {
             age: Duration::from_secs(90),
             query: "UPDATE stock SET n = n - 1".to_owned(),
         };
-        let found = open_transactions(&[open], Duration::from_secs(1));
+        let found = open_transactions(std::slice::from_ref(&open), Duration::from_secs(91));
         assert_eq!(found[0].severity, Severity::Warn);
+        let found = open_transactions(&[open], Duration::from_secs(90));
+        assert_eq!(found[0].severity, Severity::Refuse);
         assert!(found[0].message.contains("PID 4711"), "{}", found[0].message);
     }
 

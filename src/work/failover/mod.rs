@@ -3,6 +3,7 @@
 //! Read [`steps`] first: the failover is a table. [`pipeline`] runs it and knows nothing of it.
 
 pub mod agents;
+mod blockers;
 pub mod check;
 mod clients;
 pub mod pipeline;
@@ -25,7 +26,7 @@ use self::{
     clients::Hold,
     pipeline::{Cause, Interruptible, Outcome},
     progress::{Event, Progress},
-    report::Report,
+    report::{Earlier, Report},
 };
 use super::{history, shutdown::Stop};
 use crate::{
@@ -39,6 +40,7 @@ use crate::{
         attempt::{Attempt, FAILOVER},
         cluster::{ClusterView, Primary},
         history::key,
+        terminated::Terminated,
     },
 };
 
@@ -53,6 +55,16 @@ pub struct FailoverOptions {
     pub target: Option<String>,
     /// Checks and plan only; nothing is changed.
     pub dry_run: bool,
+    /// Names of checks that may refuse without stopping the failover, if they can be overridden.
+    pub overrides: Vec<String>,
+    /// Agents that must be there, as `host/kind`.
+    pub expected_agents: Vec<String>,
+    /// How often to try while only open transactions stand in the way; at least 1.
+    pub attempts: u32,
+    /// Pause before the second attempt; doubles each time.
+    pub attempt_backoff: Duration,
+    /// Ends the transactions that hold up the pause once it has lasted this long. None: never.
+    pub terminate_after: Option<Duration>,
     pub health_check_timeout: Duration,
     pub lock_timeout: Duration,
     pub lock_lease: Duration,
@@ -67,11 +79,46 @@ pub struct FailoverOptions {
     pub constraint_lifetime: Duration,
 }
 
+/// The backoff grows no further.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+
 /// Moves the primary; whatever happens, says what became of it.
 ///
 /// `token` is what agents ask for. `stop` ends the action and begins the undo, which nothing ends
-/// but its own limits. The returned report holds the exit code.
+/// but its own limits. An attempt that only open transactions stopped is undone in full, lock
+/// included, before the next one begins. The returned report holds the exit code.
 pub async fn run(
+    options: FailoverOptions,
+    etcd: Arc<Etcd>,
+    token: Option<String>,
+    progress: Arc<dyn Progress>,
+    mut stop: Stop,
+    log: Logger,
+) -> Report {
+    let of = if options.dry_run { 1 } else { options.attempts };
+    let mut wait = options.attempt_backoff;
+    let mut earlier = Vec::new();
+    for attempt in 2..=of {
+        let (etcd, token, progress) = (etcd.clone(), token.clone(), progress.clone());
+        let told = progress.clone();
+        let report = once(options.clone(), etcd, token, progress, stop.clone(), log.clone()).await;
+        if !report.busy || stop.is_set() {
+            return Report { earlier, ..report };
+        }
+        told.tell(&Event::Again { attempt, of, wait });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.wait() => return Report { earlier, ..report },
+        }
+        earlier.push(Earlier::of(&report));
+        wait = (wait * 2).min(LONGEST_BACKOFF);
+    }
+    let report = once(options, etcd, token, progress, stop, log).await;
+    Report { earlier, ..report }
+}
+
+/// One attempt, from its checks to its undo.
+async fn once(
     options: FailoverOptions,
     etcd: Arc<Etcd>,
     token: Option<String>,
@@ -124,6 +171,7 @@ struct State {
     target: Option<String>,
     agents: Vec<Arc<Agent>>,
     findings: Vec<Found>,
+    terminated: Vec<Terminated>,
     locked: bool,
     /// Where this attempt is remembered.
     history_key: Option<String>,

@@ -8,13 +8,13 @@ use tokio::time::Instant;
 use super::{
     FailoverOptions, State,
     agents::{Tier, pausers},
-    check::Found,
+    check::{Found, OPEN_TRANSACTIONS},
     pipeline::{Dirt, Outcome, StepReport, StepState, Stopped, TroubleKind, millis},
 };
 use crate::{
     edge::clock,
     exit::Exit,
-    model::{attempt::Attempt, cluster::Primary, finding::Severity},
+    model::{attempt::Attempt, cluster::Primary, finding::Severity, terminated::Terminated},
 };
 
 /// The report. As JSON it is also what `/history/` keeps.
@@ -40,11 +40,39 @@ pub struct Report {
     pub stopped: Option<Stopped>,
     pub dirty: Vec<Dirt>,
     pub findings: Vec<Found>,
+    /// Transactions that were ended because they held up the pause.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub terminated: Vec<Terminated>,
+    /// Attempts before this one, each fully undone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Earlier>,
     /// Only for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
     #[serde(skip)]
     pub exit: Exit,
+    /// Whether only open transactions stood in the way, so that another attempt may succeed.
+    #[serde(skip)]
+    pub busy: bool,
+}
+
+/// An attempt before the reported one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Earlier {
+    pub attempt: String,
+    pub reason: String,
+    pub duration_ms: u64,
+}
+
+impl Earlier {
+    pub(super) fn of(report: &Report) -> Self {
+        let reason = report.stopped.as_ref().map(|stopped| stopped.reason.clone());
+        Self {
+            attempt: report.attempt.clone(),
+            reason: reason.unwrap_or_default(),
+            duration_ms: report.duration_ms,
+        }
+    }
 }
 
 /// What a failover would do now.
@@ -120,11 +148,14 @@ impl Report {
             new_primary: state.after.clone().or_else(|| old_primary.clone()),
             old_primary,
             clients_held_ms: held.map(|(from, to)| millis(to.saturating_duration_since(from))),
+            busy: is_busy(exit, outcome.stopped.as_ref(), &state.findings),
             duration_ms: millis(began.elapsed()),
             steps: outcome.steps,
             stopped: outcome.stopped,
             dirty: outcome.dirty,
             findings: state.findings.clone(),
+            terminated: state.terminated.clone(),
+            earlier: Vec::new(),
             plan: options.dry_run.then(|| Plan::new(options, state)),
             exit,
         }
@@ -158,7 +189,20 @@ fn judge(outcome: &Outcome, state: &State) -> Exit {
         TroubleKind::Unanswered => Exit::Unreachable,
         TroubleKind::Refused => Exit::Refused,
         TroubleKind::Locked => Exit::Locked,
-        TroubleKind::Failed => Exit::PutBack,
+        TroubleKind::Failed | TroubleKind::Busy => Exit::PutBack,
+    }
+}
+
+/// Whether nothing but open transactions stood in the way of a failover that left no trace.
+fn is_busy(exit: Exit, stopped: Option<&Stopped>, findings: &[Found]) -> bool {
+    match exit {
+        Exit::PutBack => stopped.is_some_and(|stopped| stopped.kind == TroubleKind::Busy),
+        Exit::Refused => {
+            let mut refusing = findings.iter().filter(|found| found.refuses()).peekable();
+            refusing.peek().is_some()
+                && refusing.all(|found| found.finding.check == OPEN_TRANSACTIONS)
+        }
+        _ => false,
     }
 }
 
@@ -191,8 +235,19 @@ impl fmt::Display for Report {
         if let Some(plan) = &self.plan {
             write!(f, "{plan}")?;
         }
-        for Found { by, finding } in &self.findings {
-            let severity = if finding.severity == Severity::Warn { "warning" } else { "refused" };
+        for (number, earlier) in self.earlier.iter().enumerate() {
+            let Earlier { reason, duration_ms, .. } = earlier;
+            writeln!(f, "  attempt {} undone after {duration_ms} ms: {reason}", number + 1)?;
+        }
+        for terminated in &self.terminated {
+            writeln!(f, "  TERMINATED: {terminated}")?;
+        }
+        for Found { by, finding, overridden } in &self.findings {
+            let severity = match finding.severity {
+                Severity::Warn => "warning",
+                Severity::Refuse if *overridden => "OVERRIDDEN",
+                Severity::Refuse => "refused",
+            };
             writeln!(f, "  {severity}: {by}: {} [{}]", finding.message, finding.check)?;
         }
         for dirt in &self.dirty {
