@@ -431,6 +431,13 @@ async fn a_dry_run_changes_nothing_and_tells_the_plan() {
     let text = report.to_string();
     assert!(text.contains("move the primary from pg01 to pg02"), "{text}");
     assert!(text.find("app01/proxy").expect("named") < text.find("pg01/proxy").expect("named"));
+    assert!(text.contains("no failover is on record"), "{text}");
+    // Durations come from what was done before.
+    assert_eq!(run(&etcd, options("two")).await.exit, Exit::Done);
+    let report = run(&etcd, FailoverOptions { dry_run: true, ..options("three") }).await;
+    assert!(report.to_string().contains("as 1 failovers on record took"), "{report}");
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!(json["plan"]["expected"]["steps"][4]["step"], "migrate", "{json}");
 }
 
 #[tokio::test]

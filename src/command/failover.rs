@@ -1,14 +1,10 @@
 //! `pgcm failover`
 
-use std::{
-    io::{IsTerminal, Write},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::IsTerminal, sync::Arc};
 
 use slog::Logger;
 
-use super::{complain, parts};
+use super::{complain, live::Live, parts};
 use crate::{
     cli::{self, Output},
     config::{Config, check, section::Span},
@@ -17,7 +13,7 @@ use crate::{
     work::{
         failover::{
             self, FailoverOptions,
-            progress::{Event, Logged, Progress},
+            progress::{Logged, Progress},
             report::Report,
         },
         shutdown::{Stop, signalled},
@@ -43,13 +39,18 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
         Err(error) => return complain(&error, Exit::Usage),
     };
     let live = args.output == Output::Text && std::io::stderr().is_terminal();
-    let progress: Arc<dyn Progress> =
-        if live { Arc::new(Live) } else { Arc::new(Logged(log.clone())) };
-    let log = if live { crate::telemetry::log::discard() } else { log };
+    let live = live.then(Live::start);
+    let (progress, log): (Arc<dyn Progress>, Logger) = match &live {
+        Some(live) => (live.clone(), crate::telemetry::log::discard()),
+        None => (Arc::new(Logged(log.clone())), log),
+    };
     let (switch, stop) = Stop::new();
     tokio::spawn(async move {
         if signalled().await.is_ok() {
-            eprintln!("pgcm: stopping, and putting back what was begun");
+            match live {
+                Some(live) => live.stopping(),
+                None => eprintln!("pgcm: stopping, and putting back what was begun"),
+            }
             let _ = switch.send(true);
             // A second signal must not end the undo.
             std::future::pending::<()>().await;
@@ -132,44 +133,5 @@ fn options(config: &Config, args: &cli::Failover) -> FailoverOptions {
         verify_timeout: section.verify_timeout.get(),
         watch_interval: section.watch_interval.get(),
         constraint_lifetime: config.pacemaker.constraint_lifetime.get(),
-    }
-}
-
-/// The list of steps on a terminal: one line each, rewritten until the step has ended.
-struct Live;
-
-impl Progress for Live {
-    fn tell(&self, event: &Event<'_>) {
-        let took = |took: &Duration| format!("{:>6} ms", took.as_millis());
-        let line = match event {
-            Event::Begun { step, .. } => format!("  {step:<10} ..."),
-            Event::Awaiting { names: [], .. } => return,
-            Event::Awaiting { step, names } => {
-                format!("  {step:<10} ... waiting for {}", names.join(", "))
-            }
-            Event::Done { step, took: t } => format!("  {step:<10} done    {}\n", took(t)),
-            Event::Stopped { step, took: t, reason } => {
-                format!("  {step:<10} stopped {}  {reason}\n", took(t))
-            }
-            Event::UndoBegun { step, .. } => format!("  undo {step:<5} ..."),
-            Event::UndoDone { step, took: t, dirty: [] } => {
-                format!("  undo {step:<5} done    {}\n", took(t))
-            }
-            Event::UndoDone { step, took: t, .. } => {
-                format!("  undo {step:<5} FAILED  {}\n", took(t))
-            }
-            Event::Overridden { found } => {
-                format!("  OVERRIDDEN {} ({})\n", found.finding.check, found.by)
-            }
-            Event::Terminated { transactions } => {
-                transactions.iter().map(|one| format!("  TERMINATED {one}\n")).collect()
-            }
-            Event::NotTerminated { reason } => format!("  cannot terminate: {reason}\n"),
-            Event::Again { attempt, of, wait } => {
-                format!("  attempt {attempt} of {of} begins in {wait:?}; clients work meanwhile\n")
-            }
-        };
-        // Back to the line's begin, and erase what stood there.
-        let _ = write!(std::io::stderr(), "\r\x1b[2K{line}");
     }
 }

@@ -5,6 +5,7 @@ mod completions;
 mod daemon;
 mod failover;
 mod history;
+mod live;
 mod parts;
 mod poke;
 mod proxy;

@@ -5,6 +5,7 @@ pub mod agent_sql;
 pub mod attributes;
 pub mod clock;
 pub mod command;
+pub mod disk;
 pub mod etcd;
 pub mod files;
 pub mod identity;

@@ -3,6 +3,8 @@
 //! A connection is kept between queries and thrown away after any failure: after a limit has passed
 //! nobody knows what is still under way on it.
 
+mod walsenders;
+
 use std::{
     future::Future,
     path::PathBuf,
@@ -13,6 +15,7 @@ use std::{
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
+pub use self::walsenders::Walsender;
 use crate::model::{
     cluster::Standby, console::Backend, primary::LocalFacts, terminated::Terminated,
 };
@@ -88,8 +91,6 @@ pub struct Burdens {
     pub unarchived_segments: Option<i64>,
     /// The segment that the archive refuses now.
     pub archive_failing: Option<String>,
-    /// Logical walsenders, as `application (PID 123)`: a shutdown waits for each.
-    pub logical_walsenders: Vec<String>,
 }
 
 /// What of a standby's state makes a promotion slow.
@@ -159,10 +160,7 @@ const BURDENS: &str = "
            CASE WHEN current_setting('archive_mode') <> 'off' THEN
                (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') END AS unarchived,
            (SELECT last_failed_wal FROM pg_stat_archiver
-             WHERE last_failed_time > COALESCE(last_archived_time, '-infinity')) AS failing,
-           ARRAY(SELECT r.application_name || ' (PID ' || r.pid || ')'
-                   FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid
-                  WHERE s.slot_type = 'logical') AS logical";
+             WHERE last_failed_time > COALESCE(last_archived_time, '-infinity')) AS failing";
 
 const DELAYS: &str = "
     SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
@@ -207,7 +205,6 @@ impl Postgres {
                 prepared_transactions: row.try_get("prepared")?,
                 unarchived_segments: row.try_get("unarchived")?,
                 archive_failing: row.try_get("failing")?,
-                logical_walsenders: row.try_get("logical")?,
             })
         };
         read().map_err(|source| refused(WHAT, source))

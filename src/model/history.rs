@@ -133,6 +133,57 @@ pub fn is_as_published(
         && (elsewhere || local.is_some_and(writable))
 }
 
+/// How long planned failovers took that were done.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Expected {
+    /// How many it is drawn from.
+    pub failovers: usize,
+    pub clients_held: Spread,
+    pub steps: Vec<ExpectedStep>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct ExpectedStep {
+    pub step: String,
+    #[serde(flatten)]
+    pub spread: Spread,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Spread {
+    pub median_ms: u64,
+    pub worst_ms: u64,
+}
+
+impl Spread {
+    fn of(mut values: Vec<u64>) -> Option<Self> {
+        values.sort_unstable();
+        let median_ms = *values.get(values.len().checked_sub(1)? / 2)?;
+        Some(Self { median_ms, worst_ms: *values.last()? })
+    }
+}
+
+/// What to expect of the next planned failover, from the last ten of `entries` (newest first) that
+/// were done; `None` without any.
+pub fn expected(entries: &[Entry]) -> Option<Expected> {
+    let done =
+        |entry: &&Entry| entry.change.kind == Kind::Planned && entry.change.outcome == "done";
+    let done: Vec<&Change> = entries.iter().filter(done).take(10).map(|e| &e.change).collect();
+    let names = &done.first()?.steps;
+    let of_step = |name: &str| {
+        let steps = done.iter().flat_map(|change| &change.steps);
+        Spread::of(steps.filter(|step| step.step == name).map(|step| step.duration_ms).collect())
+    };
+    let steps = names.iter().filter_map(|PastStep { step, .. }| {
+        Some(ExpectedStep { step: step.clone(), spread: of_step(step)? })
+    });
+    Some(Expected {
+        failovers: done.len(),
+        clients_held: Spread::of(done.iter().filter_map(|c| c.clients_held_ms).collect())?,
+        steps: steps.collect(),
+    })
+}
+
 /// What is read from one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
@@ -241,6 +292,34 @@ mod tests {
         }
         assert_eq!(unplanned(Some(&new), &new, None), None, "nothing changed");
         assert_eq!(unplanned(None, &new, None), None, "what was before is not known");
+    }
+
+    #[test]
+    fn what_to_expect_comes_from_failovers_that_were_done() {
+        let past = |outcome: &str, held, migrate| {
+            let mut change = unplanned(Some(&at(7)), &at(8), None).expect("a change");
+            change.kind = Kind::Planned;
+            change.outcome = outcome.to_owned();
+            change.clients_held_ms = Some(held);
+            change.steps = vec![PastStep {
+                step: "migrate".to_owned(),
+                state: "done".to_owned(),
+                duration_ms: migrate,
+            }];
+            Entry { key: key(1), change }
+        };
+        assert_eq!(expected(&[past("put_back", 9_999, 9_999)]), None);
+        let entries = [
+            ("done", 500, 300),
+            ("put_back", 9_999, 9_999),
+            ("done", 400, 250),
+            ("done", 900, 700),
+        ]
+        .map(|(outcome, held, migrate)| past(outcome, held, migrate));
+        let spread = |median_ms, worst_ms| Spread { median_ms, worst_ms };
+        let step = ExpectedStep { step: "migrate".to_owned(), spread: spread(300, 700) };
+        let wanted = Expected { failovers: 3, clients_held: spread(500, 900), steps: vec![step] };
+        assert_eq!(expected(&entries), Some(wanted));
     }
 
     #[test]

@@ -39,7 +39,7 @@ use crate::{
     model::{
         attempt::{Attempt, FAILOVER},
         cluster::{ClusterView, Primary},
-        history::key,
+        history::{Expected, expected, key},
         terminated::Terminated,
     },
 };
@@ -131,6 +131,11 @@ async fn once(
     let failover = Failover::new(options, etcd, token, progress, stop, log.clone());
     let steps = if dry_run { &steps::STEPS[..1] } else { steps::STEPS };
     let outcome = pipeline::run(steps, &failover, &*failover.progress).await;
+    if dry_run {
+        // Nobody waits for these; without them the plan is a plan all the same.
+        let past = history::read(&failover.etcd).await.map(|(_, entries, _)| expected(&entries));
+        failover.state().expected = past.ok().flatten();
+    }
     let report = failover.report(began, outcome);
     failover.remember(&report).await;
     announce(&report, &log);
@@ -172,6 +177,8 @@ struct State {
     agents: Vec<Arc<Agent>>,
     findings: Vec<Found>,
     terminated: Vec<Terminated>,
+    /// Only for a dry run.
+    expected: Option<Expected>,
     locked: bool,
     /// Where this attempt is remembered.
     history_key: Option<String>,

@@ -14,7 +14,13 @@ use super::{
 use crate::{
     edge::clock,
     exit::Exit,
-    model::{attempt::Attempt, cluster::Primary, finding::Severity, terminated::Terminated},
+    model::{
+        attempt::Attempt,
+        cluster::Primary,
+        finding::Severity,
+        history::{Expected, ExpectedStep, Spread},
+        terminated::Terminated,
+    },
 };
 
 /// The report. As JSON it is also what `/history/` keeps.
@@ -87,6 +93,8 @@ pub struct Plan {
     pub pacemaker_timeout_ms: u64,
     pub prepare_timeout_ms: u64,
     pub verify_timeout_ms: u64,
+    /// From past failovers; none when there was none.
+    pub expected: Option<Expected>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -110,6 +118,7 @@ impl Plan {
             pacemaker_timeout_ms: millis(options.pacemaker_timeout),
             prepare_timeout_ms: millis(options.prepare_timeout),
             verify_timeout_ms: millis(options.verify_timeout),
+            expected: state.expected.clone(),
         }
     }
 }
@@ -284,7 +293,20 @@ impl fmt::Display for Plan {
             "    resume     each as soon as it follows; at most {} ms after the pause in any case",
             self.pause_expiry_ms
         )?;
-        writeln!(f, "    verify     the old primary streams, at most {} ms", self.verify_timeout_ms)
+        writeln!(
+            f,
+            "    verify     the old primary streams, at most {} ms",
+            self.verify_timeout_ms
+        )?;
+        let Some(Expected { failovers, clients_held, steps }) = &self.expected else {
+            return writeln!(f, "  no failover is on record to tell durations from");
+        };
+        writeln!(f, "  to expect, as {failovers} failovers on record took (median, worst):")?;
+        for ExpectedStep { step, spread } in steps {
+            writeln!(f, "    {step:<10} {:>6} ms {:>6} ms", spread.median_ms, spread.worst_ms)?;
+        }
+        let Spread { median_ms, worst_ms } = clients_held;
+        writeln!(f, "    clients wait {median_ms:>4} ms {worst_ms:>6} ms")
     }
 }
 
