@@ -19,12 +19,14 @@ pub struct Walsender {
     pub behind_bytes: u64,
 }
 
+/// A logical receiver that has confirmed nothing yet stands where its slot does: what was sent to it
+/// may lie in a buffer.
 const WALSENDERS: &str = "
     SELECT r.application_name AS name, r.pid, COALESCE(s.slot_type = 'logical', false) AS logical,
            COALESCE(r.state, '') = 'backup' AS backup,
            GREATEST(0, COALESCE(pg_wal_lsn_diff(
                CASE WHEN pg_is_in_recovery() THEN pg_last_wal_receive_lsn() ELSE pg_current_wal_lsn() END,
-               COALESCE(r.flush_lsn, r.write_lsn, r.sent_lsn)), 0))::bigint AS behind
+               COALESCE(r.flush_lsn, s.confirmed_flush_lsn, r.write_lsn, r.sent_lsn)), 0))::bigint AS behind
       FROM pg_stat_replication r LEFT JOIN pg_replication_slots s ON s.active_pid = r.pid
      ORDER BY r.application_name, r.pid";
 
