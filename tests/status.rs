@@ -12,6 +12,7 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use pgcm::edge::etcd::Expect;
 use support::{
     etcd::start_etcd,
     fake_cluster::{FakeCluster, Fault},
@@ -43,6 +44,11 @@ async fn a_check_answers_by_its_exit_code() {
     cluster.fault("pg02/supervise health", Fault::Fail);
     asked(&["cluster"], 4, "no: supervise on pg02 is failed");
     asked(&["standby", "--node", "pg02"], 4, "no: the supervise of pg02 does not answer");
+    cluster.heal();
+    let entry = server.client().get("/agents/app01/proxy").await.expect("etcd").expect("there");
+    let there = Expect::ModRevision(entry.mod_revision);
+    server.client().delete_if(&entry.key, there).await.expect("deleted");
+    asked(&["cluster"], 4, "no: app01/proxy is expected (failover.expected-agents)");
     server.stop();
     let (status, _, stderr) = pgcm.run(&["status", "--check", "primary"]);
     assert_eq!(status, 3, "{stderr}");

@@ -21,7 +21,7 @@ use crate::{
         health::{Component, Verdict},
         registration::{AGENTS, Registration},
         status::{AgentStatus, Status, problems},
-        status_check::{Question, answer},
+        status_check::{Question, answer, missing},
     },
     work::publish::{CLUSTER, MASTER},
 };
@@ -35,14 +35,16 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
         Err(error) => return complain(&error, Exit::Usage),
     };
     if args.watch {
-        return watch::run(etcd, args.output, log).await;
+        let expected = config.failover.expected_agents;
+        return watch::run(etcd, expected, args.output, log).await;
     }
     let snapshot = match read(&etcd).await {
         Ok(snapshot) => snapshot,
         Err(error @ EtcdError::Unreachable { .. }) => return complain(&error, Exit::Unreachable),
         Err(error) => return complain(&error, Exit::NeedsHands),
     };
-    let status = assemble(&snapshot, ask_all(&snapshot).await);
+    let agents = ask_all(&snapshot).await;
+    let status = assemble(&snapshot, agents, &config.failover.expected_agents);
     if let Some(asked) = args.check {
         return check(&config, &status, asked, args.node, args.output);
     }
@@ -102,7 +104,12 @@ pub(super) async fn ask_all(snapshot: &Snapshot) -> Vec<AgentStatus> {
     agents
 }
 
-pub(super) fn assemble(snapshot: &Snapshot, agents: Vec<AgentStatus>) -> Status {
+/// `expected`: agents that must be there.
+pub(super) fn assemble(
+    snapshot: &Snapshot,
+    agents: Vec<AgentStatus>,
+    expected: &[String],
+) -> Status {
     let mut unreadable = Vec::new();
     let master = snapshot.get(MASTER).map(|entry| entry.value.clone());
     if let Some(value) = master.as_ref().filter(|value| value.parse::<IpAddr>().is_err()) {
@@ -118,6 +125,7 @@ pub(super) fn assemble(snapshot: &Snapshot, agents: Vec<AgentStatus>) -> Status 
         }
     }
     let mut found = problems(master.as_deref(), cluster.as_ref(), &agents);
+    found.extend(missing(expected, &agents));
     found.append(&mut unreadable);
     Status { primary_address: master, cluster, agents, failover, problems: found }
 }

@@ -29,7 +29,12 @@ const ASK: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Shows the status anew whenever something changes, until Ctrl-C.
-pub(super) async fn run(etcd: Arc<Etcd>, output: Output, log: Logger) -> Exit {
+pub(super) async fn run(
+    etcd: Arc<Etcd>,
+    expected: Vec<String>,
+    output: Output,
+    log: Logger,
+) -> Exit {
     let wake = Notify::new();
     let (sender, agents) = watch::channel(Vec::new());
     tokio::select! {
@@ -39,7 +44,7 @@ pub(super) async fn run(etcd: Arc<Etcd>, output: Output, log: Logger) -> Exit {
         },
         never = etcd.wake_on_change("/", &wake, &log) => match never {},
         never = ask(&etcd, &sender, &wake) => match never {},
-        never = draw(&etcd, output, agents, &wake) => match never {},
+        never = draw(&etcd, &expected, output, agents, &wake) => match never {},
     }
 }
 
@@ -55,6 +60,7 @@ async fn ask(etcd: &Etcd, agents: &watch::Sender<Vec<AgentStatus>>, wake: &Notif
 
 async fn draw(
     etcd: &Etcd,
+    expected: &[String],
     output: Output,
     agents: watch::Receiver<Vec<AgentStatus>>,
     wake: &Notify,
@@ -62,7 +68,7 @@ async fn draw(
     let mut last = String::new();
     loop {
         let due = Instant::now() + REDRAW;
-        let picture = picture(etcd, output, &agents).await;
+        let picture = picture(etcd, expected, output, &agents).await;
         match output {
             // From the top left; what an earlier picture had beyond this one is erased.
             Output::Text => print!("\x1b[H\x1b[2J{}\n\n{picture}", clock::now_rfc3339()),
@@ -81,11 +87,12 @@ async fn draw(
 /// etcd being away is shown, not an end: it is what somebody may be waiting for.
 async fn picture(
     etcd: &Etcd,
+    expected: &[String],
     output: Output,
     agents: &watch::Receiver<Vec<AgentStatus>>,
 ) -> String {
     let status = match read(etcd).await {
-        Ok(snapshot) => assemble(&snapshot, agents.borrow().clone()),
+        Ok(snapshot) => assemble(&snapshot, agents.borrow().clone(), expected),
         Err(error) => return told(output, &chain(&error).to_string()),
     };
     match output {

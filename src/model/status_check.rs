@@ -28,6 +28,22 @@ pub fn answer(status: &Status, question: Question, node: &str) -> Result<String,
     }
 }
 
+/// Agents of `expected` (`host/kind`) that are not registered, each with what to do.
+pub fn missing(expected: &[String], agents: &[AgentStatus]) -> Vec<String> {
+    let there = |name: &&String| {
+        let is = |agent: &AgentStatus| {
+            format!("{}/{}", agent.registration.host, agent.registration.kind) == **name
+        };
+        agents.iter().any(is)
+    };
+    let missing = expected.iter().filter(|name| !there(name));
+    missing
+        .map(|name| {
+            format!("{name} is expected (failover.expected-agents) but not registered; start it")
+        })
+        .collect()
+}
+
 fn is_primary(status: &Status, node: &str) -> Result<String, String> {
     let view = status.cluster.as_ref().ok_or("no primary is published")?;
     let primary = &view.primary;
@@ -132,6 +148,15 @@ mod tests {
             let expected = expected.map(str::to_owned).map_err(str::to_owned);
             assert_eq!(answer(status, question, node), expected, "{question:?} {node}");
         }
+    }
+
+    #[test]
+    fn an_agent_that_died_is_missed_where_it_is_expected() {
+        let agents = [supervise("pg01", Verdict::Healthy, None)];
+        let expected = ["pg01/supervise", "pg01/proxy"].map(str::to_owned);
+        let found = missing(&expected, &agents);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("pg01/proxy is expected"), "{found:?}");
     }
 
     #[test]

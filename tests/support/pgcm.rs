@@ -17,7 +17,8 @@ impl Pgcm {
     pub fn new(server: &EtcdServer) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let text = format!(
-            "[node]\nname = \"pg01\"\n[etcd]\nendpoints = [\"{}\"]\n[failover]\nlock-lease = \"2s\"\n",
+            "[node]\nname = \"pg01\"\n[etcd]\nendpoints = [\"{}\"]\n[failover]\nlock-lease = \"2s\"\n\
+             expected-agents = [\"pg01/supervise\", \"app01/proxy\"]\n",
             server.url()
         );
         fs::write(dir.path().join("config.toml"), text).expect("writable");
