@@ -46,9 +46,22 @@ pub enum Command {
 
     /// Show who is primary, who follows, and how every agent feels
     ///
-    /// Reads etcd and asks each registered agent; changes nothing. Exit codes: 0 shown; 3 etcd did not
-    /// answer.
+    /// Reads etcd and asks each registered agent; changes nothing. Exit codes: 0 shown, or with
+    /// `--check` yes; 3 etcd did not answer; 4 with `--check` no.
     Status(Status),
+
+    /// Show past changes of the primary, planned and not, newest first
+    ///
+    /// Reads etcd; changes nothing. Exit codes: 0 shown; 3 etcd did not answer.
+    History(History),
+
+    /// Run a command while holding the failover lock, so that no failover begins meanwhile
+    ///
+    /// The command has this terminal, and `PGCM_FENCING_TOKEN` in its environment. If the lock is
+    /// lost, or on SIGTERM, the command gets SIGTERM and after `--kill-after` SIGKILL. If pgcm itself is
+    /// killed the command goes on, and the lock ends with its lease. Exit codes: 1 error; 5 lock held
+    /// elsewhere, nothing was run; otherwise the command's own.
+    WithLock(WithLock),
 
     /// Print a configuration with every setting, its comment and default
     ShowConfig,
@@ -86,6 +99,25 @@ pub struct Failover {
     #[arg(long)]
     pub dry_run: bool,
 
+    /// Go on although this check refuses; may be given several times. Logged, and kept in the history
+    ///
+    /// These can be overridden: agent-expected, archive, client-limits, constraints, delay,
+    /// disk-space, health, lag, logical-replication, no-proxy, open-transactions, session-pools,
+    /// walsenders. Never one whose override could lose a commit or leave clients behind.
+    #[arg(long = "override", value_name = "CHECK")]
+    pub overrides: Vec<String>,
+
+    /// Try this often while only open transactions stand in the way; each attempt is undone in full,
+    /// and clients work, before the next
+    #[arg(long, value_name = "COUNT", default_value_t = 1,
+          value_parser = clap::value_parser!(u32).range(1..=100))]
+    pub attempts: u32,
+
+    /// Terminate the transactions that hold up the pause once it has lasted this long: their clients
+    /// get an error. Each is named in log, report and history. Must be less than the pause timeout
+    #[arg(long, value_name = "SPAN")]
+    pub terminate_blockers_after: Option<Span>,
+
     /// How to print the outcome
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
@@ -120,7 +152,56 @@ pub struct Failover {
 
 #[derive(Debug, Args)]
 pub struct Status {
+    /// Show it anew whenever something changes, until Ctrl-C
+    #[arg(long)]
+    pub watch: bool,
+
+    /// Answer one question by the exit code, for scripts and monitoring: 0 yes, 4 no, 3 unknown
+    #[arg(long, value_enum, value_name = "WHAT", conflicts_with = "watch")]
+    pub check: Option<Check>,
+
+    /// Node that `--check primary` and `--check standby` are about [default: this one]
+    #[arg(long, value_name = "NODE", requires = "check")]
+    pub node: Option<String>,
+
     /// How to print it
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// The node is the published primary, and its Postgres takes writes
+    Primary,
+    /// The node is a standby that streams from the primary
+    Standby,
+    /// There is a primary and a synchronous standby, and every agent is healthy
+    Cluster,
+}
+
+#[derive(Debug, Args)]
+pub struct WithLock {
+    /// How long to wait for a lock that somebody else holds; 0s: not at all [default: from the
+    /// configuration]
+    #[arg(long, value_name = "SPAN")]
+    pub lock_timeout: Option<Span>,
+
+    /// How long the command may take to end after SIGTERM
+    #[arg(long, value_name = "SPAN", default_value = "10s")]
+    pub kill_after: Span,
+
+    /// Command to run, after `--`
+    #[arg(last = true, required = true, value_name = "COMMAND")]
+    pub command: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+pub struct History {
+    /// How many to show
+    #[arg(long, value_name = "COUNT", default_value_t = 20)]
+    pub last: usize,
+
+    /// How to print them; as JSON each has everything that is on record
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 }

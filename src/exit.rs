@@ -30,7 +30,8 @@ Exit codes:
   4  checks failed, nothing touched
   5  lock held elsewhere
   6  stopped, everything put back
-  7  stopped, needs hands";
+  7  stopped, needs hands
+with-lock: 1 after an error, 5, or the command's own. status --check: 0 yes, 4 no, 3 not known.";
 }
 
 impl From<Exit> for std::process::ExitCode {

@@ -35,10 +35,65 @@ fn help_of_failover_says_what_happens_to_clients() {
         "--pause-expiry",
         "--resume-timeout",
         "--pacemaker-timeout",
+        "--override",
+        "--attempts",
+        "--terminate-blockers-after",
     ] {
         assert!(help.contains(flag), "{flag} is missing from:\n{help}");
     }
     assert!(help.contains("without dropping clients"), "{help}");
+}
+
+#[test]
+fn help_of_with_lock_and_status_says_what_scripts_rely_on() {
+    let help = text(&pgcm(&["with-lock", "--help"]).stdout);
+    for words in ["--lock-timeout", "--kill-after", "1 error; 5 lock held", "PGCM_FENCING_TOKEN"] {
+        assert!(help.contains(words), "{words} is missing from:\n{help}");
+    }
+    let help = text(&pgcm(&["status", "--help"]).stdout);
+    for words in ["--watch", "--check <WHAT>", "--node", "0 yes, 4 no, 3 unknown", "- standby:"] {
+        assert!(help.contains(words), "{words} is missing from:\n{help}");
+    }
+    assert_eq!(pgcm(&["with-lock", "true"]).status.code(), Some(2), "the -- is not optional");
+    let both = pgcm(&["status", "--watch", "--check", "cluster"]);
+    assert_eq!(both.status.code(), Some(2));
+}
+
+#[test]
+fn history_without_etcd_ends_with_3() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    fs::write(&path, "[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n").expect("writable");
+    let output = pgcm(&["--config-file", &path.to_string_lossy(), "history"]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+}
+
+#[test]
+fn what_cannot_be_overridden_or_waited_for_is_refused_before_anything_is_asked() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    fs::write(&path, "[etcd]\nendpoints = [\"http://127.0.0.1:1\"]\n").expect("writable");
+    let failover = |args: &[&str]| {
+        let path = path.to_string_lossy();
+        let output = pgcm(&[&["--config-file", &path, "failover"], args].concat());
+        (output.status.code(), text(&output.stderr))
+    };
+    let (code, words) = failover(&["--override", "lag", "--override", "quorum"]);
+    assert_eq!(code, Some(2), "{words}");
+    assert!(words.contains("`quorum` cannot be overridden; these can: agent-expected"), "{words}");
+    let (code, words) = failover(&["--terminate-blockers-after", "5s"]);
+    assert_eq!(code, Some(2), "{words}");
+    assert!(words.contains("must be less than the pause timeout (5s)"), "{words}");
+    assert_eq!(failover(&["--attempts", "0"]).0, Some(2));
+    assert_eq!(failover(&["--override", "lag"]).0, Some(3), "allowed, but nobody answers");
+}
+
+#[test]
+fn the_help_names_every_check_that_can_be_overridden() {
+    let help = text(&pgcm(&["failover", "--help"]).stdout);
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let names = pgcm::model::finding::OVERRIDABLE.join(", ");
+    assert!(help.contains(&names), "{names} is not in:\n{help}");
 }
 
 #[test]

@@ -18,6 +18,7 @@ use pgcm::{
             progress::{Event, Progress, Silent},
             report::Report,
         },
+        history,
         shutdown::Stop,
     },
 };
@@ -36,6 +37,11 @@ fn options(holder: &str) -> FailoverOptions {
         endpoints: Vec::new(),
         target: None,
         dry_run: false,
+        overrides: Vec::new(),
+        expected_agents: Vec::new(),
+        attempts: 1,
+        attempt_backoff: Duration::from_millis(100),
+        terminate_after: None,
         health_check_timeout: Duration::from_secs(2),
         lock_timeout: Duration::ZERO,
         lock_lease: Duration::from_secs(3),
@@ -95,6 +101,9 @@ async fn clients_are_held_app_tier_first_and_freed_before_anything_else_is_put_a
     let history = etcd.get_prefix("/history/").await.expect("etcd answers");
     assert_eq!(history.entries.len(), 1);
     assert!(history.entries[0].value.contains("\"step\":\"verify\""), "{:?}", history.entries);
+    let (_, entries, odd) = history::read(&etcd).await.expect("etcd answers");
+    assert!(odd.is_empty() && entries[0].change.steps.len() == 9, "{entries:?} {odd:?}");
+    assert_eq!(entries[0].change.clients_held_ms, report.clients_held_ms);
     // And back.
     let report = run(&etcd, options("two")).await;
     assert_eq!((report.exit, cluster.primary().as_str()), (Exit::Done, "pg01"), "{report}");
@@ -182,6 +191,129 @@ async fn a_pause_that_meets_transactions_names_them() {
     assert_eq!(report.exit, Exit::PutBack, "{report}");
     assert!(report.to_string().contains("PID 4711"), "{report}");
     assert!(!cluster.calls().iter().any(|call| call.contains("pg01/proxy pause")));
+}
+
+#[tokio::test]
+async fn attempts_are_made_while_only_transactions_stand_in_the_way() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("pause", Fault::Busy);
+    let patient = FailoverOptions { attempts: 3, ..options("one") };
+    let report = run(&etcd, patient.clone()).await;
+    assert_eq!(report.exit, Exit::PutBack, "{report}");
+    assert_eq!(report.earlier.len(), 2, "{report}");
+    assert!(report.to_string().contains("attempt 2 undone after"), "{report}");
+    assert!(cluster.paused().is_empty() && !is_locked(&etcd).await);
+    // Each attempt was undone before the next: it resumed what it paused, and let the lock go.
+    let calls = cluster.calls();
+    let turns: Vec<&str> = calls
+        .iter()
+        .filter_map(|call| call.strip_prefix("app01/proxy "))
+        .filter(|call| ["pause", "resume"].contains(call))
+        .collect();
+    assert_eq!(turns, ["pause", "resume"].repeat(3));
+    // The transaction ends while the next run waits for its second attempt.
+    let (report, ()) = tokio::join!(run(&etcd, patient.clone()), async {
+        let pauses = || async {
+            cluster.calls().iter().filter(|call| *call == "app01/proxy resume").count() == 4
+        };
+        eventually(SOON, "the first attempt was undone", pauses).await;
+        cluster.heal();
+    });
+    assert_eq!((report.exit, report.earlier.len()), (Exit::Done, 1), "{report}");
+    // Anything else ends it at once.
+    cluster.fault("migrate", Fault::Fail);
+    let report = run(&etcd, patient).await;
+    assert_eq!((report.exit, report.earlier.len()), (Exit::PutBack, 0), "{report}");
+}
+
+#[derive(Default)]
+struct Backoff(tokio::sync::Notify);
+
+impl Progress for Backoff {
+    fn tell(&self, event: &Event<'_>) {
+        if matches!(event, Event::Again { .. }) {
+            self.0.notify_one();
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_stop_between_two_attempts_is_heeded() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.refuse("pg01/supervise", "open-transactions");
+    let (switch, stop) = Stop::new();
+    let patient = FailoverOptions { attempts: 9, attempt_backoff: SOON * 10, ..options("one") };
+    let progress = Arc::new(Backoff::default());
+    let run = failover::run(patient, etcd.clone(), None, progress.clone(), stop, discard());
+    let (report, ()) = tokio::join!(run, async {
+        progress.0.notified().await;
+        switch.send(true).expect("somebody listens");
+    });
+    assert_eq!(report.exit, Exit::Refused, "{report}");
+    assert!(cluster.changes().is_empty());
+}
+
+#[tokio::test]
+async fn transactions_that_hold_up_the_pause_are_terminated_only_when_asked_for() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("pause", Fault::Busy);
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::PutBack, "{report}");
+    assert!(!cluster.calls().iter().any(|call| call.ends_with("terminate")));
+    let after = Some(Duration::from_millis(200));
+    let report = run(&etcd, FailoverOptions { terminate_after: after, ..options("two") }).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
+    assert!(report.to_string().contains("TERMINATED: PID 4711 (app on app"), "{report}");
+    let asked = cluster.calls().into_iter().filter(|call| call.ends_with("terminate"));
+    assert_eq!(asked.collect::<Vec<_>>(), ["pg01/supervise terminate"]);
+    let (_, entries, _) = history::read(&etcd).await.expect("etcd answers");
+    assert_eq!(entries[0].change.terminated[0].pid, 4711);
+}
+
+#[tokio::test]
+async fn a_check_that_refuses_is_overridden_by_its_name_alone_and_that_is_remembered() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.refuse("app01/proxy", "session-pools");
+    let named = |name: &str| FailoverOptions { overrides: vec![name.to_owned()], ..options("one") };
+    for other in ["archive", "session", "pgbouncer-follows"] {
+        let report = run(&etcd, named(other)).await;
+        assert_eq!(report.exit, Exit::Refused, "{report}");
+    }
+    assert!(cluster.changes().is_empty());
+    let report = run(&etcd, named("session-pools")).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
+    assert!(report.to_string().contains("OVERRIDDEN: app01/proxy: told to refuse"), "{report}");
+    let (_, entries, _) = history::read(&etcd).await.expect("etcd answers");
+    let text = pgcm::model::history::text(&entries);
+    assert!(text.contains("overridden: session-pools (app01/proxy)"), "{text}");
+    // Some cannot be, whoever asks.
+    for check in ["quorum", "target", "agent-health", "pgbouncer-follows", "primary"] {
+        cluster.refuse("app01/proxy", check);
+        let report = run(&etcd, named(check)).await;
+        assert_eq!(report.exit, Exit::Refused, "{check}: {report}");
+    }
+    cluster.allow();
+}
+
+#[tokio::test]
+async fn an_expected_agent_that_is_not_registered_refuses() {
+    let (_process, etcd, _cluster) = start().await;
+    let expected_agents = vec!["app01/proxy".to_owned(), "app02/proxy".to_owned()];
+    let strict = FailoverOptions { expected_agents, ..options("one") };
+    let report = run(&etcd, strict.clone()).await;
+    assert_eq!(report.exit, Exit::Refused, "{report}");
+    let refused: Vec<&str> = report
+        .findings
+        .iter()
+        .filter(|found| found.refuses())
+        .map(|found| found.finding.message.split(' ').next().unwrap_or_default())
+        .collect();
+    assert_eq!(refused, ["app02/proxy"], "{report}");
+    // Two nodes: nobody else streams once the target is the primary.
+    assert!(report.findings.iter().any(|found| found.finding.check == "sync-after-move"));
+    let overrides = vec!["agent-expected".to_owned()];
+    let report = run(&etcd, FailoverOptions { overrides, ..strict }).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
 }
 
 fn attempt(id: &str) -> Attempt {
@@ -299,6 +431,13 @@ async fn a_dry_run_changes_nothing_and_tells_the_plan() {
     let text = report.to_string();
     assert!(text.contains("move the primary from pg01 to pg02"), "{text}");
     assert!(text.find("app01/proxy").expect("named") < text.find("pg01/proxy").expect("named"));
+    assert!(text.contains("no failover is on record"), "{text}");
+    // Durations come from what was done before.
+    assert_eq!(run(&etcd, options("two")).await.exit, Exit::Done);
+    let report = run(&etcd, FailoverOptions { dry_run: true, ..options("three") }).await;
+    assert!(report.to_string().contains("as 1 failovers on record took"), "{report}");
+    let json = serde_json::to_value(&report).expect("JSON");
+    assert_eq!(json["plan"]["expected"]["steps"][4]["step"], "migrate", "{json}");
 }
 
 #[tokio::test]
@@ -408,6 +547,22 @@ async fn a_lost_lease_ends_all_action_but_letting_clients_go() {
     cluster.heal();
     let report = run(&etcd, options("next")).await;
     assert_eq!(report.exit, Exit::Done, "{report}");
+}
+
+#[tokio::test]
+async fn a_failover_that_is_killed_while_it_moves_is_on_record() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("migrate", Fault::DoneButHangs);
+    let (_switch, stop) = Stop::new();
+    let log = discard();
+    let running = failover::run(options("one"), etcd.clone(), None, Arc::new(Silent), stop, log);
+    let running = tokio::spawn(running);
+    eventually(SOON, "the move has happened", || async { cluster.primary() == "pg02" }).await;
+    running.abort();
+    let (_, entries, _) = history::read(&etcd).await.expect("etcd answers");
+    let changes: Vec<&str> = entries.iter().map(|entry| entry.change.outcome.as_str()).collect();
+    assert_eq!(changes, ["running"]);
+    assert_eq!(entries[0].change.ended_at, None);
 }
 
 #[tokio::test]

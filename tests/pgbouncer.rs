@@ -11,7 +11,7 @@ use std::{
 use nix::sys::signal::Signal;
 use pgcm::{
     edge::{clock, pgbouncer::ConsoleError},
-    model::{attempt::Attempt, console::Flow, pause::Claim},
+    model::{attempt::Attempt, console::Flow, finding::Finding, pause::Claim},
     telemetry::log::discard,
     work::{
         checks::{Terms, pgbouncer as checks},
@@ -293,7 +293,8 @@ async fn a_frozen_pgbouncer_is_resumed_when_it_thaws() {
 #[tokio::test(flavor = "multi_thread")]
 async fn checks_name_what_would_make_a_pause_hurt() {
     let postgres = start_postgres().await;
-    let extra = "query_wait_timeout = 10\nserver_login_retry = 15\npool_mode = session";
+    let extra = "query_wait_timeout = 10\nquery_timeout = 7\nclient_login_timeout = 9\n\
+                 server_login_retry = 15\npool_mode = session";
     let pgbouncer = start_pgbouncer(free_port(), postgres.port, extra).await;
     let client = connect(pgbouncer.port, "app").await.unwrap();
     assert_eq!(value(&client, "SELECT 1").await, "1");
@@ -304,6 +305,12 @@ async fn checks_name_what_would_make_a_pause_hurt() {
     let names: Vec<&str> = found.iter().map(|finding| finding.check.as_str()).collect();
     for expected in ["client-limits", "login-retry", "session-pools"] {
         assert!(names.contains(&expected), "{expected} in {names:?}");
+    }
+    for limit in
+        ["query_wait_timeout is 10 s", "query_timeout is 7 s", "client_login_timeout is 9 s"]
+    {
+        let told = |finding: &Finding| finding.message.starts_with(limit);
+        assert!(found.iter().any(told), "{limit}: {found:?}");
     }
     drop(client);
     eventually(SECOND, "the session ends", || async {

@@ -1,22 +1,19 @@
 //! `pgcm failover`
 
-use std::{
-    io::{IsTerminal, Write},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io::IsTerminal, sync::Arc};
 
 use slog::Logger;
 
-use super::{complain, parts};
+use super::{complain, live::Live, parts};
 use crate::{
     cli::{self, Output},
     config::{Config, check, section::Span},
     exit::Exit,
+    model::finding::OVERRIDABLE,
     work::{
         failover::{
             self, FailoverOptions,
-            progress::{Event, Logged, Progress},
+            progress::{Logged, Progress},
             report::Report,
         },
         shutdown::{Stop, signalled},
@@ -31,32 +28,35 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
             return Exit::Usage;
         }
     };
+    let problems = refused(&config, &args);
+    if !problems.is_empty() {
+        eprintln!("pgcm: {}", problems.join("; "));
+        return Exit::Usage;
+    }
     let connected = parts::etcd(&config).and_then(|etcd| Ok((etcd, parts::token(&config)?)));
     let (etcd, token) = match connected {
         Ok(connected) => connected,
         Err(error) => return complain(&error, Exit::Usage),
     };
     let live = args.output == Output::Text && std::io::stderr().is_terminal();
-    let progress: Arc<dyn Progress> =
-        if live { Arc::new(Live) } else { Arc::new(Logged(log.clone())) };
-    let log = if live { crate::telemetry::log::discard() } else { log };
+    let live = live.then(Live::start);
+    let (progress, log): (Arc<dyn Progress>, Logger) = match &live {
+        Some(live) => (live.clone(), crate::telemetry::log::discard()),
+        None => (Arc::new(Logged(log.clone())), log),
+    };
     let (switch, stop) = Stop::new();
     tokio::spawn(async move {
         if signalled().await.is_ok() {
-            eprintln!("pgcm: stopping, and putting back what was begun");
+            match live {
+                Some(live) => live.stopping(),
+                None => eprintln!("pgcm: stopping, and putting back what was begun"),
+            }
             let _ = switch.send(true);
             // A second signal must not end the undo.
             std::future::pending::<()>().await;
         }
     });
-    let report = failover::run(
-        options(&config, args.target, args.dry_run),
-        etcd,
-        token,
-        progress,
-        stop,
-        log,
-    );
+    let report = failover::run(options(&config, &args), etcd, token, progress, stop, log);
     show(&report.await, args.output)
 }
 
@@ -89,14 +89,39 @@ fn overridden(mut config: Config, args: &cli::Failover) -> Result<Config, Vec<St
     if problems.is_empty() { Ok(config) } else { Err(problems) }
 }
 
-fn options(config: &Config, target: Option<String>, dry_run: bool) -> FailoverOptions {
+/// What in the flags asks for what cannot be.
+fn refused(config: &Config, args: &cli::Failover) -> Vec<String> {
+    let unknown = args.overrides.iter().filter(|name| !OVERRIDABLE.contains(&name.as_str()));
+    let mut problems: Vec<String> = unknown
+        .map(|name| {
+            format!(
+                "the check `{name}` cannot be overridden; these can: {}",
+                OVERRIDABLE.join(", ")
+            )
+        })
+        .collect();
+    let limit = config.failover.pause_timeout;
+    if let Some(after) = args.terminate_blockers_after.filter(|after| *after >= limit) {
+        problems.push(format!(
+            "--terminate-blockers-after is {after}; it must be less than the pause timeout ({limit})"
+        ));
+    }
+    problems
+}
+
+fn options(config: &Config, args: &cli::Failover) -> FailoverOptions {
     let section = &config.failover;
     let host = parts::node_name(config).unwrap_or_else(|_| "unknown".to_owned());
     FailoverOptions {
         holder: format!("{host}, process {}", std::process::id()),
         endpoints: section.endpoints.clone(),
-        target,
-        dry_run,
+        target: args.target.clone(),
+        dry_run: args.dry_run,
+        overrides: args.overrides.clone(),
+        expected_agents: section.expected_agents.clone(),
+        attempts: args.attempts,
+        attempt_backoff: section.attempt_backoff.get(),
+        terminate_after: args.terminate_blockers_after.map(Span::get),
         health_check_timeout: section.health_check_timeout.get(),
         lock_timeout: section.lock_timeout.get(),
         lock_lease: section.lock_lease.get(),
@@ -108,34 +133,5 @@ fn options(config: &Config, target: Option<String>, dry_run: bool) -> FailoverOp
         verify_timeout: section.verify_timeout.get(),
         watch_interval: section.watch_interval.get(),
         constraint_lifetime: config.pacemaker.constraint_lifetime.get(),
-    }
-}
-
-/// The list of steps on a terminal: one line each, rewritten until the step has ended.
-struct Live;
-
-impl Progress for Live {
-    fn tell(&self, event: &Event<'_>) {
-        let took = |took: &Duration| format!("{:>6} ms", took.as_millis());
-        let line = match event {
-            Event::Begun { step, .. } => format!("  {step:<10} ..."),
-            Event::Awaiting { names: [], .. } => return,
-            Event::Awaiting { step, names } => {
-                format!("  {step:<10} ... waiting for {}", names.join(", "))
-            }
-            Event::Done { step, took: t } => format!("  {step:<10} done    {}\n", took(t)),
-            Event::Stopped { step, took: t, reason } => {
-                format!("  {step:<10} stopped {}  {reason}\n", took(t))
-            }
-            Event::UndoBegun { step, .. } => format!("  undo {step:<5} ..."),
-            Event::UndoDone { step, took: t, dirty: [] } => {
-                format!("  undo {step:<5} done    {}\n", took(t))
-            }
-            Event::UndoDone { step, took: t, .. } => {
-                format!("  undo {step:<5} FAILED  {}\n", took(t))
-            }
-        };
-        // Back to the line's begin, and erase what stood there.
-        let _ = write!(std::io::stderr(), "\r\x1b[2K{line}");
     }
 }

@@ -4,6 +4,8 @@ mod check_config;
 mod completions;
 mod daemon;
 mod failover;
+mod history;
+mod live;
 mod parts;
 mod poke;
 mod proxy;
@@ -11,6 +13,8 @@ mod resource_agent;
 mod show_config;
 mod status;
 mod supervise;
+mod watch;
+mod with_lock;
 
 use std::{future::Future, path::Path, process::ExitCode};
 
@@ -38,6 +42,10 @@ pub fn dispatch(cli: Cli) -> ExitCode {
         Command::Status(args) => {
             configured(&path, |config, log| block_on(status::run(config, args, log)))
         }
+        Command::History(args) => {
+            configured(&path, |config, _| block_on(history::run(config, args)))
+        }
+        Command::WithLock(args) => with_lock::run(&path, args),
         Command::ShowConfig => show_config::run().into(),
         Command::CheckConfig => check_config::run(&path).into(),
         Command::Completions { shell } => completions::run(shell).into(),

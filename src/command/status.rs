@@ -2,15 +2,16 @@
 
 use std::{net::IpAddr, time::Duration};
 
+use serde_json::json;
 use slog::Logger;
 use tokio::task::JoinSet;
 
-use super::{complain, parts};
+use super::{complain, parts, watch};
 use crate::{
     cli::{self, Output},
     config::Config,
     edge::{
-        etcd::{EtcdError, Snapshot},
+        etcd::{Etcd, EtcdError, Snapshot},
         peer::{Peer, PeerOptions, pb},
     },
     error::chain,
@@ -21,6 +22,7 @@ use crate::{
         health::{Component, Verdict},
         registration::{AGENTS, Registration},
         status::{AgentStatus, Status, problems},
+        status_check::{Question, answer, missing},
     },
     work::publish::{CLUSTER, MASTER},
 };
@@ -28,12 +30,25 @@ use crate::{
 /// Bounds the question to each agent; all are asked at once.
 const LIMIT: Duration = Duration::from_secs(4);
 
-pub(super) async fn run(config: Config, args: cli::Status, _log: Logger) -> Exit {
-    let snapshot = match read(&config).await {
-        Ok(snapshot) => snapshot,
-        Err(exit) => return exit,
+pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit {
+    let etcd = match parts::etcd(&config) {
+        Ok(etcd) => etcd,
+        Err(error) => return complain(&error, Exit::Usage),
     };
-    let status = gather(&snapshot).await;
+    if args.watch {
+        let expected = config.failover.expected_agents;
+        return watch::run(etcd, expected, args.output, log).await;
+    }
+    let snapshot = match read(&etcd).await {
+        Ok(snapshot) => snapshot,
+        Err(error @ EtcdError::Unreachable { .. }) => return complain(&error, Exit::Unreachable),
+        Err(error) => return complain(&error, Exit::NeedsHands),
+    };
+    let agents = ask_all(&snapshot).await;
+    let status = assemble(&snapshot, agents, &config.failover.expected_agents);
+    if let Some(asked) = args.check {
+        return check(&config, &status, asked, args.node, args.output);
+    }
     match args.output {
         Output::Text => print!("{}", status.text()),
         Output::Json => match serde_json::to_string_pretty(&status) {
@@ -44,18 +59,58 @@ pub(super) async fn run(config: Config, args: cli::Status, _log: Logger) -> Exit
     Exit::Done
 }
 
-async fn read(config: &Config) -> Result<Snapshot, Exit> {
-    let etcd = parts::etcd(config).map_err(|error| complain(&error, Exit::Usage))?;
-    etcd.get_prefix("/").await.map_err(|error| {
-        let exit = match error {
-            EtcdError::Unreachable { .. } => Exit::Unreachable,
-            _ => Exit::NeedsHands,
-        };
-        complain(&error, exit)
-    })
+fn check(
+    config: &Config,
+    status: &Status,
+    asked: cli::Check,
+    node: Option<String>,
+    output: Output,
+) -> Exit {
+    let question = match asked {
+        cli::Check::Primary => Question::Primary,
+        cli::Check::Standby => Question::Standby,
+        cli::Check::Cluster => Question::Cluster,
+    };
+    let node = match node.map_or_else(|| parts::node_name(config), Ok) {
+        Ok(node) => node,
+        Err(error) => return complain(&error, Exit::Usage),
+    };
+    let answer = answer(status, question, &node);
+    let (yes, reason) = (answer.is_ok(), answer.unwrap_or_else(|reason| reason));
+    match output {
+        Output::Text => println!("{}: {reason}", if yes { "yes" } else { "no" }),
+        Output::Json => println!("{}", json!({ "yes": yes, "reason": reason })),
+    }
+    if yes { Exit::Done } else { Exit::Refused }
 }
 
-async fn gather(snapshot: &Snapshot) -> Status {
+/// What `status` is about; the history, which is long, is left where it is.
+pub(super) async fn read(etcd: &Etcd) -> Result<Snapshot, EtcdError> {
+    let (mut snapshot, agents) =
+        tokio::try_join!(etcd.get_all(&[MASTER, CLUSTER, LOCK]), etcd.get_prefix(AGENTS))?;
+    snapshot.entries.extend(agents.entries);
+    Ok(snapshot)
+}
+
+/// Asks every registered agent.
+pub(super) async fn ask_all(snapshot: &Snapshot) -> Vec<AgentStatus> {
+    let mut agents = JoinSet::new();
+    for entry in snapshot.entries.iter().filter(|entry| entry.key.starts_with(AGENTS)) {
+        if let Ok(registration) = serde_json::from_str::<Registration>(&entry.value) {
+            agents.spawn(ask(registration));
+        }
+    }
+    let mut agents = agents.join_all().await;
+    agents.sort_by_key(|agent| (agent.registration.host.clone(), agent.registration.kind));
+    agents
+}
+
+/// `expected`: agents that must be there.
+pub(super) fn assemble(
+    snapshot: &Snapshot,
+    agents: Vec<AgentStatus>,
+    expected: &[String],
+) -> Status {
     let mut unreadable = Vec::new();
     let master = snapshot.get(MASTER).map(|entry| entry.value.clone());
     if let Some(value) = master.as_ref().filter(|value| value.parse::<IpAddr>().is_err()) {
@@ -65,20 +120,13 @@ async fn gather(snapshot: &Snapshot) -> Status {
     }
     let cluster = parse(snapshot, CLUSTER, &mut unreadable);
     let failover = parse(snapshot, LOCK, &mut unreadable);
-    let mut agents = JoinSet::new();
     for entry in snapshot.entries.iter().filter(|entry| entry.key.starts_with(AGENTS)) {
-        match serde_json::from_str::<Registration>(&entry.value) {
-            Ok(registration) => {
-                agents.spawn(ask(registration));
-            }
-            Err(error) => {
-                unreadable.push(format!("{} in etcd is no registration: {error}", entry.key));
-            }
+        if let Err(error) = serde_json::from_str::<Registration>(&entry.value) {
+            unreadable.push(format!("{} in etcd is no registration: {error}", entry.key));
         }
     }
-    let mut agents = agents.join_all().await;
-    agents.sort_by_key(|agent| (agent.registration.host.clone(), agent.registration.kind));
     let mut found = problems(master.as_deref(), cluster.as_ref(), &agents);
+    found.extend(missing(expected, &agents));
     found.append(&mut unreadable);
     let failed_actions = merged(agents.iter().flat_map(|agent| agent.failed_actions.clone()));
     Status { primary_address: master, cluster, agents, failover, failed_actions, problems: found }

@@ -21,7 +21,7 @@ const CEILING: Duration = Duration::from_secs(600);
 
 fn limits(config: &Config, found: &mut Vec<String>) {
     let failover = &config.failover;
-    let positive: [(&str, Span); 15] = [
+    let positive: [(&str, Span); 16] = [
         ("etcd.call-timeout", config.etcd.call_timeout),
         ("pacemaker.poll-interval", config.pacemaker.poll_interval),
         ("pacemaker.command-timeout", config.pacemaker.command_timeout),
@@ -37,6 +37,7 @@ fn limits(config: &Config, found: &mut Vec<String>) {
         ("failover.pacemaker-timeout", failover.pacemaker_timeout),
         ("failover.verify-timeout", failover.verify_timeout),
         ("failover.watch-interval", failover.watch_interval),
+        ("failover.attempt-backoff", failover.attempt_backoff),
     ];
     let other = [
         ("failover.lock-timeout", failover.lock_timeout),
@@ -94,6 +95,14 @@ fn addresses(config: &Config, found: &mut Vec<String>) {
 }
 
 fn names(config: &Config, found: &mut Vec<String>) {
+    for agent in &config.failover.expected_agents {
+        let kind = agent.split_once('/').filter(|(host, _)| !host.is_empty()).map(|(_, kind)| kind);
+        if !matches!(kind, Some("supervise" | "proxy")) {
+            found.push(format!(
+                "failover.expected-agents has `{agent}`; give host/supervise or host/proxy"
+            ));
+        }
+    }
     if config.etcd.endpoints.is_empty() {
         found.push("etcd.endpoints is empty; name at least one member's client URL".to_owned());
     }

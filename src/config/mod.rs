@@ -150,6 +150,11 @@ section! {
         "endpoints" endpoints: Vec<String> = Vec::new(),
         /// Bounds the checks of all agents together.
         "health-check-timeout" health_check_timeout: Span = secs(5),
+        /// Agents that must answer, as `host/supervise` or `host/proxy`, such as `"app01/proxy"`: a dead
+        /// one is no longer registered, and its clients would be forgotten.
+        "expected-agents" expected_agents: Vec<String> = Vec::new(),
+        /// Pause before the second attempt of `--attempts`. Doubles each time, up to five minutes.
+        "attempt-backoff" attempt_backoff: Span = secs(10),
         /// How long to wait for a lock that somebody else holds. Zero: not at all.
         "lock-timeout" lock_timeout: Span = secs(0),
         /// The lock is free again this long after its holder died.

@@ -2,6 +2,10 @@
 
 use std::{future::Future, process::Stdio, time::Duration};
 
+use nix::{
+    sys::signal::{Signal, kill, killpg},
+    unistd::Pid,
+};
 use tokio::io::AsyncWriteExt;
 
 /// One process to run to its end.
@@ -104,10 +108,7 @@ impl Run for Processes {
         if let Some((uid, gid)) = call.run_as {
             command.uid(uid).gid(gid);
         }
-        let mut child = command.spawn().map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => CommandError::Missing { program: program.clone() },
-            _ => CommandError::Start { program: program.clone(), source },
-        })?;
+        let mut child = command.spawn().map_err(|source| not_started(&program, source))?;
         let stdin = child.stdin.take().zip(call.stdin);
         let work = async {
             if let Some((mut pipe, text)) = stdin {
@@ -126,6 +127,70 @@ impl Run for Processes {
                 stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
             }),
         }
+    }
+}
+
+/// A process that reads and writes where this one does, for as long as it likes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Foreground {
+    pub program: String,
+    pub args: Vec<String>,
+    /// Added to the environment.
+    pub variables: Vec<(String, String)>,
+    /// Whether it leads a process group: signals then reach whatever it starts as well. On a
+    /// terminal it may not, or it could not read from it.
+    pub own_group: bool,
+}
+
+/// A [`Foreground`] process that was started. Dropping it kills it.
+#[derive(Debug)]
+pub struct Attached {
+    child: tokio::process::Child,
+    program: String,
+    own_group: bool,
+}
+
+impl Attached {
+    /// # Errors
+    /// [`CommandError::Missing`], [`CommandError::Start`].
+    #[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
+    pub fn start(call: Foreground) -> Result<Self, CommandError> {
+        let Foreground { program, args, variables, own_group } = call;
+        let mut command = tokio::process::Command::new(&program);
+        command.args(&args).envs(variables).kill_on_drop(true);
+        if own_group {
+            command.process_group(0);
+        }
+        let child = command.spawn().map_err(|source| not_started(&program, source))?;
+        Ok(Self { child, program, own_group })
+    }
+
+    /// Waits for its end; returns its status, or 128 + the signal that ended it. May be dropped and
+    /// called again. Bounding it is up to the caller.
+    ///
+    /// # Errors
+    /// [`CommandError::Lost`].
+    pub async fn wait(&mut self) -> Result<i32, CommandError> {
+        let status = self.child.wait().await;
+        status
+            .map(status_code)
+            .map_err(|source| CommandError::Lost { program: self.program.clone(), source })
+    }
+
+    /// Sends `signal` to it, or to its group; nothing happens when it has ended.
+    pub fn signal(&self, signal: Signal) {
+        let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()) else { return };
+        let pid = Pid::from_raw(pid);
+        // The only failure that can be: it is gone by now.
+        let _ = if self.own_group { killpg(pid, signal) } else { kill(pid, signal) };
+    }
+}
+
+fn not_started(program: &str, source: std::io::Error) -> CommandError {
+    let program = program.to_owned();
+    match source.kind() {
+        std::io::ErrorKind::NotFound => CommandError::Missing { program },
+        _ => CommandError::Start { program, source },
     }
 }
 

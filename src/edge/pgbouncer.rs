@@ -221,6 +221,7 @@ impl Session {
             let pid = row.number("remote_pid").and_then(|pid| u32::try_from(pid).ok());
             Ok(Blocker {
                 pid: pid.filter(|&pid| pid != 0),
+                port: row.number("local_port").and_then(|port| u16::try_from(port).ok()),
                 database: row.required(command, "database")?,
                 user: row.required(command, "user")?,
                 client: client.and_then(|client| client.text("addr")).map(str::to_owned),

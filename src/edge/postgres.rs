@@ -3,6 +3,8 @@
 //! A connection is kept between queries and thrown away after any failure: after a limit has passed
 //! nobody knows what is still under way on it.
 
+mod walsenders;
+
 use std::{
     future::Future,
     path::PathBuf,
@@ -13,7 +15,10 @@ use std::{
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
-use crate::model::{cluster::Standby, primary::LocalFacts};
+pub use self::walsenders::Walsender;
+use crate::model::{
+    cluster::Standby, console::Backend, primary::LocalFacts, terminated::Terminated,
+};
 
 /// How to reach the local Postgres.
 #[derive(Debug, Clone)]
@@ -69,6 +74,14 @@ pub struct OpenTransaction {
     pub query: String,
 }
 
+impl From<OpenTransaction> for Terminated {
+    fn from(open: OpenTransaction) -> Self {
+        let OpenTransaction { pid, user, database, application, state, age, query } = open;
+        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+        Self { pid, user, database, application, state, age_ms, query }
+    }
+}
+
 /// What of the primary's state makes its shutdown slow, or the move unwise.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Burdens {
@@ -78,8 +91,6 @@ pub struct Burdens {
     pub unarchived_segments: Option<i64>,
     /// The segment that the archive refuses now.
     pub archive_failing: Option<String>,
-    /// Logical walsenders, as `application (PID 123)`: a shutdown waits for each.
-    pub logical_walsenders: Vec<String>,
 }
 
 /// What of a standby's state makes a promotion slow.
@@ -131,15 +142,25 @@ const OPEN_TRANSACTIONS: &str = "
        AND clock_timestamp() - xact_start > $1::bigint * interval '1 millisecond'
      ORDER BY xact_start";
 
+/// The commit of a backend in SyncRep has happened here: ending it would only hide that from its
+/// client. -1: the backend came over a Unix socket.
+const TERMINATE: &str = "
+    SELECT a.pid, COALESCE(usename, '') AS usename, COALESCE(datname, '') AS datname,
+           COALESCE(application_name, '') AS application_name, COALESCE(state, '') AS state,
+           (extract(epoch FROM clock_timestamp() - xact_start) * 1000)::bigint AS age_ms,
+           left(regexp_replace(COALESCE(query, ''), '\\s+', ' ', 'g'), 100) AS query,
+           pg_terminate_backend(a.pid) AS told
+      FROM pg_stat_activity a
+      JOIN unnest($1::bigint[], $2::int[]) AS b (pid, port) ON b.pid = a.pid
+     WHERE backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND xact_start IS NOT NULL
+       AND wait_event IS DISTINCT FROM 'SyncRep' AND client_port IN (b.port, -1)";
+
 const BURDENS: &str = "
     SELECT ARRAY(SELECT gid FROM pg_prepared_xacts ORDER BY prepared) AS prepared,
            CASE WHEN current_setting('archive_mode') <> 'off' THEN
                (SELECT count(*) FROM pg_ls_archive_statusdir() WHERE name LIKE '%.ready') END AS unarchived,
            (SELECT last_failed_wal FROM pg_stat_archiver
-             WHERE last_failed_time > COALESCE(last_archived_time, '-infinity')) AS failing,
-           ARRAY(SELECT r.application_name || ' (PID ' || r.pid || ')'
-                   FROM pg_stat_replication r JOIN pg_replication_slots s ON s.active_pid = r.pid
-                  WHERE s.slot_type = 'logical') AS logical";
+             WHERE last_failed_time > COALESCE(last_archived_time, '-infinity')) AS failing";
 
 const DELAYS: &str = "
     SELECT CASE WHEN pg_is_in_recovery() THEN pg_is_wal_replay_paused() ELSE false END AS paused,
@@ -164,6 +185,17 @@ impl Postgres {
         rows.iter().map(|row| open_transaction(row).map_err(|s| refused(WHAT, s))).collect()
     }
 
+    /// Ends those of `backends` that are in a transaction, but for one that waits for a standby to
+    /// confirm its commit; returns what they were.
+    pub async fn terminate(&self, backends: &[Backend]) -> Result<Vec<Terminated>, PostgresError> {
+        const WHAT: &str = "terminate transactions";
+        let pids: Vec<i64> = backends.iter().map(|backend| backend.pid.into()).collect();
+        let ports: Vec<i32> = backends.iter().map(|backend| backend.port.into()).collect();
+        let rows = self.query(WHAT, TERMINATE, &[&pids, &ports]).await?;
+        let ended = rows.iter().map(|row| open_transaction(row).map(Terminated::from));
+        ended.collect::<Result<_, _>>().map_err(|source| refused(WHAT, source))
+    }
+
     /// What stands in the way of a short shutdown; for a primary.
     pub async fn burdens(&self) -> Result<Burdens, PostgresError> {
         const WHAT: &str = "tell what would slow its shutdown";
@@ -173,7 +205,6 @@ impl Postgres {
                 prepared_transactions: row.try_get("prepared")?,
                 unarchived_segments: row.try_get("unarchived")?,
                 archive_failing: row.try_get("failing")?,
-                logical_walsenders: row.try_get("logical")?,
             })
         };
         read().map_err(|source| refused(WHAT, source))

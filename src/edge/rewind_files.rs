@@ -12,9 +12,9 @@ use std::{
 use tokio::time::Instant;
 
 use super::{
+    disk::free_bytes,
     files::{self, FileError},
     identity::Identity,
-    space::free_bytes,
 };
 use crate::model::agent::{
     lsn::Lsn,

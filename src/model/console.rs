@@ -43,11 +43,28 @@ pub enum Flow {
 pub struct Blocker {
     /// Process of the Postgres backend, for `pg_stat_activity` and `pg_terminate_backend`.
     pub pid: Option<u32>,
+    /// Port of PgBouncer's end of the connection.
+    pub port: Option<u16>,
     pub database: String,
     pub user: String,
     /// Address of the client; `unix` for a local one.
     pub client: Option<String>,
     pub application: Option<String>,
+}
+
+/// A connection from PgBouncer to Postgres, as both ends can tell it from others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backend {
+    pub pid: u32,
+    /// Port of PgBouncer's end.
+    pub port: u16,
+}
+
+impl Blocker {
+    /// None when PgBouncer does not know enough of it.
+    pub fn backend(&self) -> Option<Backend> {
+        Some(Backend { pid: self.pid?, port: self.port? })
+    }
 }
 
 impl fmt::Display for Blocker {

@@ -11,6 +11,25 @@ pub enum Severity {
     Refuse,
 }
 
+/// Checks that an operator may override by name: going on costs time, or errors that this operator
+/// accepts. Never one whose override could cost a commit, leave clients on an old primary or held,
+/// or ask for what cannot happen.
+pub const OVERRIDABLE: [&str; 13] = [
+    "agent-expected",
+    "archive",
+    "client-limits",
+    "constraints",
+    "delay",
+    "disk-space",
+    "health",
+    "lag",
+    "logical-replication",
+    "no-proxy",
+    "open-transactions",
+    "session-pools",
+    "walsenders",
+];
+
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
     /// Short stable name, for example `open-transactions`.

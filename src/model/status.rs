@@ -5,11 +5,12 @@ use std::fmt::Write as _;
 use serde::Serialize;
 
 use super::{
-    attempt::Attempt,
+    attempt::{Attempt, FAILOVER},
     cluster::ClusterView,
     failed_action::FailedAction,
     health::{Component, Verdict},
     registration::Registration,
+    table::table,
 };
 
 /// Everything that `status` shows; its JSON is the same facts for programs.
@@ -111,12 +112,11 @@ impl Status {
             (None, _) => out.push_str("Primary   none published\n"),
         }
         match &self.failover {
-            Some(attempt) => {
-                let _ = writeln!(
-                    out,
-                    "Failover  {} by {}, since {}, at step {}",
-                    attempt.purpose, attempt.holder, attempt.started_at, attempt.step
-                );
+            Some(Attempt { purpose, holder, started_at, step, .. }) if purpose == FAILOVER => {
+                let _ = writeln!(out, "Failover  by {holder}, since {started_at}, at step {step}");
+            }
+            Some(Attempt { purpose, holder, started_at, .. }) => {
+                let _ = writeln!(out, "Lock      held by {holder}, since {started_at}: {purpose}");
             }
             None => out.push_str("Failover  none running\n"),
         }
@@ -169,23 +169,6 @@ impl Status {
         }
         rows
     }
-}
-
-/// Columns as wide as their widest cell, two spaces apart.
-fn table(rows: &[Vec<String>]) -> String {
-    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
-    let width = |column: usize| {
-        rows.iter().filter_map(|row| row.get(column)).map(String::len).max().unwrap_or(0)
-    };
-    let widths: Vec<usize> = (0..columns).map(width).collect();
-    let mut out = String::new();
-    for row in rows {
-        let cells: Vec<String> =
-            row.iter().zip(&widths).map(|(cell, &width)| format!("{cell:width$}")).collect();
-        out.push_str(cells.join("  ").trim_end());
-        out.push('\n');
-    }
-    out
 }
 
 #[cfg(test)]
@@ -276,6 +259,32 @@ app01  proxy  172.17.0.5:8081  0.1.0    healthy
         assert!(status.text().contains(shown), "{}", status.text());
         let json = serde_json::to_value(&status).expect("serializable");
         assert_eq!(json["failed_actions"][0]["commands"][1], "crm_resource --cleanup");
+    }
+
+    #[test]
+    fn whoever_holds_the_lock_is_shown_with_the_reason() {
+        let attempt = |purpose: &str| Attempt {
+            id: "a".to_owned(),
+            holder: "pg09, process 7".to_owned(),
+            purpose: purpose.to_owned(),
+            started_at: "noon".to_owned(),
+            step: "pause".to_owned(),
+            pause_deadline_unix_ms: 0,
+        };
+        let shown = |purpose| {
+            let status = Status {
+                primary_address: None,
+                cluster: None,
+                agents: Vec::new(),
+                failover: Some(attempt(purpose)),
+                failed_actions: Vec::new(),
+                problems: Vec::new(),
+            };
+            status.text().lines().nth(1).unwrap_or_default().to_owned()
+        };
+        assert_eq!(shown("failover"), "Failover  by pg09, process 7, since noon, at step pause");
+        let words = "Lock      held by pg09, process 7, since noon: with-lock: make backup";
+        assert_eq!(shown("with-lock: make backup"), words);
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! Moves the promoted role: what the failover asks of the supervise on the primary.
 
+mod terminate;
+
 use std::{
     future::Future,
     sync::{Arc, Mutex, PoisonError},

@@ -174,6 +174,11 @@ impl Pauser {
         call.await.unwrap_or(Err(PauseError::Stopping))
     }
 
+    /// Server connections that are in use now, as far as the consoles tell.
+    pub async fn blockers(&self) -> Vec<Blocker> {
+        consoles::blockers(&self.0.options.consoles, LOOK).await
+    }
+
     /// To be called once when the agent starts: resumes whatever an earlier life left paused,
     /// unless the attempt that holds the lock owns the pause; then its expiry is armed again, at most
     /// [`PauserOptions::adopt_ceiling`] from now.

@@ -33,6 +33,8 @@ pub enum Fault {
     DoneButHangs,
     /// Done, and answered with an error.
     DoneButFails,
+    /// Only for a pause: waits for a transaction that does not end before the limit does.
+    Busy,
     /// Done and answered, but only after half a second, as a real move would.
     Slow,
 }
@@ -49,6 +51,8 @@ struct State {
     calls: Vec<String>,
     /// By `call`, or by `agent call`.
     faults: HashMap<String, Fault>,
+    /// By agent: what its checks find.
+    findings: HashMap<String, pb::Finding>,
     /// Host to the expiry of its pause.
     paused: HashMap<String, Instant>,
     followed: HashMap<String, String>,
@@ -56,8 +60,8 @@ struct State {
 }
 
 const NODES: [&str; 2] = ["pg01", "pg02"];
-const CHANGES: [&str; 7] =
-    ["pause", "resume", "follow", "prepare", "migrate", "settle", "unmigrate"];
+const CHANGES: [&str; 8] =
+    ["terminate", "pause", "resume", "follow", "prepare", "migrate", "settle", "unmigrate"];
 
 impl FakeCluster {
     /// pg01 (primary) and pg02 with supervise and proxy, app01 with a proxy; all registered.
@@ -73,7 +77,7 @@ impl FakeCluster {
             ("app01", AgentKind::Proxy),
         ] {
             let api = serve(cluster.clone(), host, kind).await;
-            let version = "1".to_owned();
+            let version = env!("CARGO_PKG_VERSION").to_owned();
             let registration = Registration { host: host.to_owned(), kind, api, version };
             let value = serde_json::to_string(&registration).expect("JSON");
             cluster.put(&registration.key(), value).await;
@@ -83,6 +87,20 @@ impl FakeCluster {
 
     pub fn fault(&self, call: &str, fault: Fault) {
         self.lock().faults.insert(call.to_owned(), fault);
+    }
+
+    /// From now on the checks of `agent` refuse.
+    pub fn refuse(&self, agent: &str, check: &str) {
+        let finding = pb::Finding {
+            check: check.to_owned(),
+            severity: pb::finding::Severity::Refuse.into(),
+            message: "told to refuse".to_owned(),
+        };
+        self.lock().findings.insert(agent.to_owned(), finding);
+    }
+
+    pub fn allow(&self) {
+        self.lock().findings.clear();
     }
 
     pub fn heal(&self) {
@@ -128,6 +146,11 @@ impl FakeCluster {
     pub async fn move_primary(&self, to: &str) {
         to.clone_into(&mut self.lock().primary);
         self.publish().await;
+    }
+
+    /// Writes `/master`, as a real supervise does beside `/cluster`.
+    pub async fn publish_address(&self) {
+        self.put("/master", self.primary_now().address.to_string()).await;
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, State> {
@@ -209,6 +232,20 @@ impl FakeAgent {
         let told = || Status::failed_precondition("told to fail");
         match fault {
             None => effect().await.map(Response::new),
+            Some(Fault::Busy) if call == "pause" => {
+                // As real agents do: they wait for the transactions first.
+                let until = Instant::now() + Duration::from_millis(700);
+                while Instant::now() < until {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                    if !self.cluster.lock().faults.contains_key(call) {
+                        return effect().await.map(Response::new);
+                    }
+                }
+                let mut busy = Status::aborted("PID 4711 (app) is in a transaction");
+                busy.metadata_mut().insert(REASON, MetadataValue::from_static(BUSY));
+                Err(busy)
+            }
+            Some(Fault::Busy) => Err(told()),
             Some(Fault::Fail) if call == "pause" => {
                 let mut busy = Status::aborted("PID 4711 (app) is in a transaction");
                 busy.metadata_mut().insert(REASON, MetadataValue::from_static(BUSY));
@@ -250,7 +287,7 @@ impl pb::agent_server::Agent for FakeAgent {
         self.answer("health", || async {
             Ok(pb::HealthResponse {
                 components: Vec::new(),
-                version: "1".to_owned(),
+                version: env!("CARGO_PKG_VERSION").to_owned(),
                 host: self.host.to_owned(),
                 kind: self.kind.to_string(),
                 pauses: proxy,
@@ -262,7 +299,12 @@ impl pb::agent_server::Agent for FakeAgent {
     }
 
     async fn check(&self, _: Request<pb::CheckRequest>) -> Answer<pb::CheckResponse> {
-        self.answer("check", || async { Ok(pb::CheckResponse { findings: Vec::new() }) }).await
+        self.answer("check", || async {
+            let name = format!("{}/{}", self.host, self.kind);
+            let found = self.cluster.lock().findings.get(&name).cloned();
+            Ok(pb::CheckResponse { findings: found.into_iter().collect() })
+        })
+        .await
     }
 
     async fn pause(&self, request: Request<pb::PauseRequest>) -> Answer<pb::PauseResponse> {
@@ -288,6 +330,36 @@ impl pb::agent_server::Agent for FakeAgent {
         self.answer("follow", || async move {
             self.cluster.lock().followed.insert(self.host.to_owned(), address);
             Ok(pb::FollowResponse {})
+        })
+        .await
+    }
+
+    async fn blockers(&self, _: Request<pb::BlockersRequest>) -> Answer<pb::BlockersResponse> {
+        self.answer("blockers", || async {
+            Ok(pb::BlockersResponse { backends: vec![pb::Backend { pid: 4711, port: 5000 }] })
+        })
+        .await
+    }
+
+    async fn terminate(
+        &self,
+        request: Request<pb::TerminateRequest>,
+    ) -> Answer<pb::TerminateResponse> {
+        let asked = request.into_inner().backends;
+        self.answer("terminate", || async move {
+            assert_eq!(asked, [pb::Backend { pid: 4711, port: 5000 }], "each once");
+            // Whatever was busy is free now.
+            self.cluster.heal();
+            let ended = pb::Terminated {
+                pid: 4711,
+                user: "app".to_owned(),
+                database: "app".to_owned(),
+                application: "shop".to_owned(),
+                state: "idle in transaction".to_owned(),
+                age_ms: 90_000,
+                query: "UPDATE stock".to_owned(),
+            };
+            Ok(pb::TerminateResponse { terminated: vec![ended] })
         })
         .await
     }

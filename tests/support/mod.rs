@@ -1,11 +1,14 @@
 //! Real programs for tests: each starts in a directory of its own and ends with its value.
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
+#![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 pub mod etcd;
 pub mod fake_cluster;
 pub mod pgbouncer;
+pub mod pgcm;
 pub mod postgres;
 pub mod process;
+pub mod stage;
 
 use std::{
     future::Future,

@@ -17,15 +17,40 @@ pub struct Postgres {
 
 /// Makes a cluster and starts it; anybody may log in.
 pub async fn start_postgres() -> Postgres {
-    let (dir, port) = (directory(), free_port());
+    start_postgres_with(directory(), &[]).await
+}
+
+/// The same in `dir`, which user postgres owns, with `settings` such as `wal_level=logical`.
+pub async fn start_postgres_with(dir: tempfile::TempDir, settings: &[&str]) -> Postgres {
     let data = dir.path().join("data");
     let data = data.to_str().expect("UTF-8");
     let args = ["-D", data, "-A", "trust", "-U", "postgres", "--no-sync", "--no-locale"];
     let initdb = postgres_binary("initdb");
     Process::start(&initdb, &args, &dir.path().join("initdb.log"), true).finish("initdb");
+    serve(dir, settings).await
+}
+
+/// A standby of `primary` that calls itself `name`.
+pub async fn start_standby(primary: &Postgres, name: &str) -> Postgres {
+    let dir = directory();
+    let data = dir.path().join("data");
+    let source =
+        format!("host=127.0.0.1 port={} user=postgres application_name={name}", primary.port);
+    let args = ["-D", data.to_str().expect("UTF-8"), "-d", &source, "-R", "-c", "fast"];
+    let log = dir.path().join("backup.log");
+    Process::start(&postgres_binary("pg_basebackup"), &args, &log, true).finish("pg_basebackup");
+    serve(dir, &[]).await
+}
+
+/// Starts what is in the directory `data` below `dir`.
+async fn serve(dir: tempfile::TempDir, settings: &[&str]) -> Postgres {
+    let (data, port) = (dir.path().join("data"), free_port());
     let sockets = dir.path().to_str().expect("UTF-8");
     let port_text = port.to_string();
-    let args = ["-D", data, "-p", &port_text, "-k", sockets, "-h", "127.0.0.1,127.0.0.2", "-F"];
+    let data = data.to_str().expect("UTF-8");
+    let mut args =
+        vec!["-D", data, "-p", &port_text, "-k", sockets, "-h", "127.0.0.1,127.0.0.2", "-F"];
+    settings.iter().for_each(|setting| args.extend(["-c", setting]));
     let log: &Path = &dir.path().join("log");
     let process = Process::start(&postgres_binary("postgres"), &args, log, true);
     let postgres = Postgres { _process: process.ending_with(Signal::SIGQUIT), dir, port };

@@ -83,7 +83,12 @@ pub fn postgres_user() -> Option<(u32, u32)> {
 
 /// A temporary directory that user postgres owns.
 pub fn directory() -> tempfile::TempDir {
-    let dir = tempfile::Builder::new().prefix("pgcm-").tempdir().expect("a directory");
+    directory_in(&std::env::temp_dir())
+}
+
+/// The same below `parent`.
+pub fn directory_in(parent: &Path) -> tempfile::TempDir {
+    let dir = tempfile::Builder::new().prefix("pgcm-").tempdir_in(parent).expect("a directory");
     if let Some((uid, gid)) = postgres_user() {
         chown(dir.path(), Some(uid), Some(gid)).expect("chown");
     }

@@ -9,7 +9,7 @@ use tonic::{
 };
 
 use super::{BUSY, REASON, STALE_TOKEN, pb};
-use crate::model::cluster::Primary;
+use crate::model::{cluster::Primary, terminated::Terminated};
 
 /// How agents are reached.
 #[derive(Debug, Clone)]
@@ -144,6 +144,32 @@ impl Peer {
         });
         let mut client = self.client.clone();
         self.within("follow the new primary", limit, client.follow(request)).await.map(|_| ())
+    }
+
+    /// Server connections that the agent's PgBouncers have in use.
+    pub async fn blockers(&self, limit: Duration) -> Result<Vec<pb::Backend>, PeerError> {
+        let request = self.request(pb::BlockersRequest {});
+        let mut client = self.client.clone();
+        let what = "name the transactions that are open";
+        Ok(self.within(what, limit, client.blockers(request)).await?.backends)
+    }
+
+    /// Ends those of `backends` that are in a transaction; returns what they were.
+    pub async fn terminate(
+        &self,
+        attempt: pb::Attempt,
+        backends: Vec<pb::Backend>,
+        limit: Duration,
+    ) -> Result<Vec<Terminated>, PeerError> {
+        let request = self.request(pb::TerminateRequest { attempt: Some(attempt), backends });
+        let mut client = self.client.clone();
+        let what = "terminate transactions";
+        let answer = self.within(what, limit, client.terminate(request)).await?;
+        let ended = answer.terminated.into_iter().map(|ended| {
+            let pb::Terminated { pid, user, database, application, state, age_ms, query } = ended;
+            Terminated { pid, user, database, application, state, age_ms, query }
+        });
+        Ok(ended.collect())
     }
 
     /// Runs a CHECKPOINT; returns how long it took.

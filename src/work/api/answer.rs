@@ -8,10 +8,12 @@ use crate::{
     edge::peer::{BUSY, NO_PART, REASON, STALE_TOKEN, TAKEN, pb},
     error::chain,
     model::{
+        console::Backend,
         failed_action::FailedAction,
         finding::{Finding, Severity},
         health::{Component, Verdict},
         pause::StaleToken,
+        terminated::Terminated,
     },
     work::pauser::PauseError,
 };
@@ -81,4 +83,13 @@ pub(super) fn component(component: Component) -> pb::Component {
 pub(super) fn failed_action(failed: FailedAction) -> pb::FailedAction {
     let FailedAction { node, action, reason, commands } = failed;
     pb::FailedAction { node, action, reason, commands }
+}
+
+pub(super) fn backend(backend: Backend) -> pb::Backend {
+    pb::Backend { pid: backend.pid, port: backend.port.into() }
+}
+
+pub(super) fn terminated(ended: Terminated) -> pb::Terminated {
+    let Terminated { pid, user, database, application, state, age_ms, query } = ended;
+    pb::Terminated { pid, user, database, application, state, age_ms, query }
 }

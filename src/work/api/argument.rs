@@ -5,7 +5,10 @@ use std::{fmt::Display, net::IpAddr, time::Duration};
 use tonic::Status;
 
 use super::CEILING;
-use crate::{edge::peer::pb, model::cluster::ClusterView, model::pause::Claim};
+use crate::{
+    edge::peer::pb,
+    model::{cluster::ClusterView, console::Backend, pause::Claim},
+};
 
 fn invalid(field: &str, given: impl Display, expected: impl Display) -> Status {
     Status::invalid_argument(format!("{field} is {given}; expected {expected}"))
@@ -78,4 +81,23 @@ pub(super) fn target(
         }
     }
     Ok(Some(given.to_owned()))
+}
+
+/// More connections than a pause can ever be held up by.
+const BACKENDS: usize = 10_000;
+
+pub(super) fn backends(field: &str, given: &[pb::Backend]) -> Result<Vec<Backend>, Status> {
+    if given.is_empty() || given.len() > BACKENDS {
+        let count = format!("{} long", given.len());
+        return Err(invalid(field, count, format!("1 to {BACKENDS} backends")));
+    }
+    let one = |backend: &pb::Backend| match u16::try_from(backend.port) {
+        Ok(port) if backend.pid != 0 => Ok(Backend { pid: backend.pid, port }),
+        _ => Err(invalid(
+            field,
+            format!("PID {}, port {}", backend.pid, backend.port),
+            "a PID other than 0 and a port of at most 65535",
+        )),
+    };
+    given.iter().map(one).collect()
 }

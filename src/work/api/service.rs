@@ -14,6 +14,7 @@ use crate::{
     edge::peer::pb,
     model::{
         cluster::{ClusterView, Primary},
+        console::Blocker,
         pause::Claim,
     },
     work::checks::Terms,
@@ -160,6 +161,32 @@ impl pb::agent_server::Agent for Api {
         self.carry_out("follow", claim, limit + GRACE, async move {
             follower.follow(address, limit).await.map_err(|error| answer::failed(&error))?;
             Ok(pb::FollowResponse {})
+        })
+        .await
+    }
+
+    async fn blockers(&self, _: Request<pb::BlockersRequest>) -> Answer<pb::BlockersResponse> {
+        let _permit = permit(&self.questions)?;
+        let pauser = part(&self.parts.pauser, "PgBouncer to ask")?;
+        let found = answer::to_the_end(LIMIT, async move { Ok(pauser.blockers().await) }).await?;
+        let backends = found.iter().filter_map(Blocker::backend).map(answer::backend).collect();
+        Ok(Response::new(pb::BlockersResponse { backends }))
+    }
+
+    async fn terminate(
+        &self,
+        request: Request<pb::TerminateRequest>,
+    ) -> Answer<pb::TerminateResponse> {
+        let (body, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
+        let backends = argument::backends("backends", &body.backends)?;
+        self.fence(&claim)?;
+        let mover = part(&self.parts.mover, "Postgres to terminate transactions in")?;
+        let attempt = claim.attempt.clone();
+        self.carry_out("terminate", claim, LIMIT, async move {
+            let ended = mover.terminate(&attempt, &backends).await;
+            let ended = ended.map_err(|error| answer::failed(&error))?;
+            let terminated = ended.into_iter().map(answer::terminated).collect();
+            Ok(pb::TerminateResponse { terminated })
         })
         .await
     }

@@ -210,6 +210,17 @@ async fn bad_arguments_are_named_with_what_was_expected() {
     told_of(client.settle(settle).await.map(|_| ()), "timeout_ms is 0");
     let terms = pb::CheckRequest { pause_timeout_ms: 2, pause_expiry_ms: 1, target: String::new() };
     told_of(client.check(terms).await.map(|_| ()), "pause_timeout_ms is 2; expected less than");
+    let backend = |pid, port| pb::Backend { pid, port };
+    for (backends, told) in [
+        (vec![], "backends is 0 long; expected 1 to 10000 backends"),
+        (vec![backend(0, 5)], "backends is PID 0, port 5; expected a PID other than 0"),
+        (vec![backend(7, 65_536)], "backends is PID 7, port 65536"),
+    ] {
+        let terminate = pb::TerminateRequest { attempt: attempt(5), backends };
+        told_of(client.terminate(terminate).await.map(|_| ()), told);
+    }
+    let terminate = pb::TerminateRequest { attempt: None, backends: vec![backend(7, 5)] };
+    told_of(client.terminate(terminate).await.map(|_| ()), "attempt is missing");
     let nowhere = pb::UnmigrateRequest { attempt: None };
     told_of(client.unmigrate(nowhere).await.map(|_| ()), "attempt is missing");
 }
@@ -231,6 +242,10 @@ async fn a_stale_fencing_token_is_refused() {
     let status = client.pause(pause(6)).await.expect_err("stale");
     assert_eq!((status.code(), reason(&status)), (Code::FailedPrecondition, STALE_TOKEN));
     assert!(status.message().contains("fencing_token is 6, but 7 was seen"), "{status}");
+    let backends = vec![pb::Backend { pid: 7, port: 5 }];
+    let terminate = pb::TerminateRequest { attempt: attempt(6), backends };
+    let status = client.terminate(terminate).await.expect_err("stale");
+    assert_eq!(reason(&status), STALE_TOKEN);
     server.gate.lock().unwrap().observe(9);
     let peer = Peer::new("pg01/proxy", &server.address.to_string(), &no_token()).expect("a peer");
     let error = peer.resume(attempt(8).expect("some"), LIMIT).await.expect_err("stale");

@@ -1,5 +1,6 @@
 //! What stands in the way of a planned failover, agent by agent.
 
+mod judge;
 pub mod pgbouncer;
 pub mod proxy;
 pub mod supervise;

@@ -5,15 +5,16 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::{Terms, pgbouncer};
+use super::{Terms, judge, pgbouncer};
 use crate::{
     edge::{
         command::{Processes, Run},
+        disk,
         etcd::Etcd,
         failure_note::{self, STATE_DIR},
         pacemaker::{Pacemaker, PacemakerError},
         pgbouncer::Console,
-        postgres::{Burdens, Delays, LocalPostgres, OpenTransaction, Postgres, PostgresError},
+        postgres::{LocalPostgres, Postgres, PostgresError},
     },
     error::chain,
     model::{
@@ -23,19 +24,15 @@ use crate::{
         failed_action,
         finding::Finding,
         health::{Component, Health, Verdict},
-        location::Location,
         primary::LocalFacts,
-        successor,
     },
     work::publish::CLUSTER,
 };
 
-/// More WAL segments than this waiting for the archive make a shutdown too long.
-const ARCHIVE_BACKLOG_SEGMENTS: i64 = 20;
-/// A standby that has more than this to replay makes a promotion too long.
-const REPLAY_BACKLOG_BYTES: u64 = 64 << 20;
 /// Younger transactions are business as usual.
 const TRANSACTION_AGE: Duration = Duration::from_secs(1);
+/// Bounds the question for space.
+const DISK_LIMIT: Duration = Duration::from_secs(2);
 
 /// Looks at Pacemaker, etcd and Postgres of this node.
 pub struct SuperviseChecks<R = Processes> {
@@ -68,11 +65,11 @@ impl<R: Run> SuperviseChecks<R> {
             Ok(view) => view,
             Err(error) => return vec![Finding::refuse("pacemaker", self.told(&error.in_full()))],
         };
-        let mut findings = roles(&view);
+        let mut findings = judge::roles(&view);
         match view.promoted()[..] {
             [primary] if primary == self.node => {
-                findings.extend(cluster(&view));
-                findings.extend(locations(self.pacemaker.locations(&view).await));
+                findings.extend(judge::cluster(&view));
+                findings.extend(judge::locations(self.pacemaker.locations(&view).await));
                 match &facts {
                     Ok(facts) => findings.extend(self.primary(&view, facts, terms).await),
                     Err(error) => findings.push(self.silent(error)),
@@ -90,16 +87,25 @@ impl<R: Run> SuperviseChecks<R> {
         facts: &LocalFacts,
         terms: &Terms,
     ) -> Vec<Finding> {
-        let mut findings = target(view, &self.node, facts, terms);
+        let mut findings = judge::target(view, &self.node, facts, terms);
         let age = TRANSACTION_AGE.min(terms.pause_timeout);
-        let (open, burdens) =
-            tokio::join!(self.postgres.open_transactions(age), self.postgres.burdens());
+        let (open, burdens, walsenders, disk) = tokio::join!(
+            self.postgres.open_transactions(age),
+            self.postgres.burdens(),
+            self.postgres.walsenders(),
+            self.disk(true)
+        );
+        findings.extend(disk);
+        match walsenders {
+            Ok(walsenders) => findings.extend(judge::walsenders(view, &walsenders)),
+            Err(error) => findings.push(self.silent(&error)),
+        }
         match open {
-            Ok(open) => findings.extend(open_transactions(&open, terms.pause_timeout)),
+            Ok(open) => findings.extend(judge::open_transactions(&open, terms.pause_timeout)),
             Err(error) => findings.push(self.silent(&error)),
         }
         match burdens {
-            Ok(found) => findings.extend(burdens_of(&found)),
+            Ok(found) => findings.extend(judge::burdens_of(&found)),
             Err(error) => findings.push(self.silent(&error)),
         }
         findings
@@ -115,10 +121,39 @@ impl<R: Run> SuperviseChecks<R> {
             // The primary refuses when this is the standby that it would move to.
             return vec![Finding::warn("postgres", self.told(&chain(error).to_string()))];
         }
-        match self.postgres.delays().await {
-            Ok(delays) => delays_of(&self.node, &delays, self.is_target(terms).await),
-            Err(error) => vec![Finding::warn("postgres", self.told(&chain(&error).to_string()))],
+        let is_target = self.is_target(terms).await;
+        let (delays, mut findings) = tokio::join!(self.postgres.delays(), self.disk(is_target));
+        match delays {
+            Ok(delays) => findings.extend(judge::delays_of(&self.node, &delays, is_target)),
+            Err(error) => {
+                findings.push(Finding::warn("postgres", self.told(&chain(&error).to_string())));
+            }
         }
+        findings
+    }
+
+    /// Whether the file systems of PGDATA and its WAL have room. `is_needed`: the primary is here, or
+    /// would move here.
+    async fn disk(&self, is_needed: bool) -> Vec<Finding> {
+        let data = match self.postgres.data_directory().await {
+            Ok(data) => data,
+            Err(error) => return vec![self.silent(&error)],
+        };
+        let mut seen = Vec::new();
+        let mut findings = Vec::new();
+        for place in [data.clone(), data.join("pg_wal")] {
+            match disk::space(&place, DISK_LIMIT).await {
+                // The WAL is on the same file system unless its numbers differ.
+                Ok(space) if seen.contains(&space) => {}
+                Ok(space) => {
+                    findings.extend(judge::disk(&self.node, &place, space, is_needed));
+                    seen.push(space);
+                }
+                Err(error) => findings
+                    .push(Finding::warn("disk-space", self.told(&chain(&error).to_string()))),
+            }
+        }
+        findings
     }
 
     /// Whether the primary would move here.
@@ -202,239 +237,4 @@ fn postgres_health(
         Ok(_) => (Verdict::Degraded, "takes writes, but is not promoted".to_owned()),
     };
     Component::new("postgres", verdict, message)
-}
-
-fn roles(view: &PacemakerView) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if !view.quorum {
-        findings.push(Finding::refuse(
-            "quorum",
-            "this side of the cluster has no quorum; bring back enough nodes first",
-        ));
-    }
-    match view.promoted()[..] {
-        [_] => {}
-        [] => findings
-            .push(Finding::refuse("primary", "no node is promoted; look at: crm_mon -Afr -1")),
-        ref nodes => findings.push(Finding::refuse(
-            "primary",
-            format!("{} are promoted at once; stop all but one of them", nodes.join(" and ")),
-        )),
-    }
-    findings
-}
-
-fn cluster(view: &PacemakerView) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if view.maintenance {
-        findings.push(Finding::refuse(
-            "maintenance",
-            "the cluster is in maintenance mode, so Pacemaker would move nothing; \
-             run: crm_attribute --name maintenance-mode --delete",
-        ));
-    }
-    if !view.fencing {
-        findings.push(Finding::warn(
-            "fencing",
-            "fencing is off (stonith-enabled=false): a lost node may go on taking writes",
-        ));
-    }
-    for node in view.nodes.iter().filter(|node| node.standby || !node.online) {
-        let what = if node.online { "in standby mode" } else { "offline" };
-        findings.push(Finding::warn("nodes", format!("{} is {what}", node.name)));
-    }
-    for fails in &view.fail_counts {
-        findings.push(Finding::warn(
-            "fail-count",
-            format!(
-                "the resource failed on {node} before ({count} times); \
-                 once the cause is known run: crm_resource --cleanup --node {node}",
-                node = fails.node,
-                count = fails.count
-            ),
-        ));
-    }
-    findings
-}
-
-fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Finding> {
-    let found = match found {
-        Ok(found) => found,
-        Err(error) => return vec![Finding::refuse("constraints", error.in_full())],
-    };
-    let leftovers = found.iter().filter(|location| location.is_leftover());
-    leftovers
-        .map(|location| {
-            let id = &location.id;
-            let message = format!(
-                "constraint {id} of an earlier move is still there and would pin the primary; \
-                 run: cibadmin --delete --xpath \"//rsc_location[@id='{id}']\""
-            );
-            // This attempt replaces pgcm's own; somebody else's works against it.
-            if location.is_ours() {
-                Finding::warn("constraints", message)
-            } else {
-                Finding::refuse("constraints", message)
-            }
-        })
-        .collect()
-}
-
-fn target(view: &PacemakerView, node: &str, facts: &LocalFacts, terms: &Terms) -> Vec<Finding> {
-    match successor::choose(view, node, &facts.standbys, terms.target.as_deref()) {
-        Err(why) => vec![Finding::refuse("target", why.to_string())],
-        Ok(standby) if standby.replay_lag_bytes > REPLAY_BACKLOG_BYTES => vec![Finding::refuse(
-            "lag",
-            format!(
-                "{} has {} MB to replay before it can be promoted; wait until it has caught up",
-                standby.name,
-                standby.replay_lag_bytes >> 20
-            ),
-        )],
-        Ok(_) => Vec::new(),
-    }
-}
-
-fn open_transactions(open: &[OpenTransaction], pause_timeout: Duration) -> Vec<Finding> {
-    let one = |t: &OpenTransaction| {
-        format!(
-            "PID {} ({} on {}, {:?}, {} for {:.1}s): {}",
-            t.pid,
-            t.user,
-            t.database,
-            t.application,
-            t.state,
-            t.age.as_secs_f64(),
-            t.query
-        )
-    };
-    if open.is_empty() {
-        return Vec::new();
-    }
-    let list: Vec<_> = open.iter().map(one).collect();
-    // The pause is the judge: a transaction may end in time, and a pause that fails is undone.
-    vec![Finding::warn(
-        "open-transactions",
-        format!(
-            "the pause fails if these do not end within {pause_timeout:?}: {}",
-            list.join("; ")
-        ),
-    )]
-}
-
-fn burdens_of(burdens: &Burdens) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if !burdens.prepared_transactions.is_empty() {
-        findings.push(Finding::warn(
-            "prepared-transactions",
-            format!(
-                "these keep their locks across the move: {}; commit them or roll them back",
-                burdens.prepared_transactions.join(", ")
-            ),
-        ));
-    }
-    let pending = burdens.unarchived_segments.unwrap_or(0);
-    if let Some(segment) = &burdens.archive_failing {
-        findings.push(Finding::refuse(
-            "archive",
-            format!(
-                "archive_command fails on {segment}, {pending} segments wait, and a shutdown waits \
-                 for them; repair archiving first (SELECT * FROM pg_stat_archiver)"
-            ),
-        ));
-    } else if pending > ARCHIVE_BACKLOG_SEGMENTS {
-        findings.push(Finding::refuse(
-            "archive",
-            format!(
-                "{pending} WAL segments wait for the archive, and a shutdown waits for them; \
-                 wait until they are fewer than {ARCHIVE_BACKLOG_SEGMENTS}"
-            ),
-        ));
-    } else if pending > 1 {
-        findings
-            .push(Finding::warn("archive", format!("{pending} WAL segments wait for the archive")));
-    }
-    if !burdens.logical_walsenders.is_empty() {
-        findings.push(Finding::warn(
-            "logical-replication",
-            format!(
-                "a shutdown waits until these have received everything: {}",
-                burdens.logical_walsenders.join(", ")
-            ),
-        ));
-    }
-    findings
-}
-
-/// A delay matters where the primary would move to; elsewhere it is worth a word.
-fn delays_of(node: &str, delays: &Delays, is_target: bool) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    let mut push = |message: String| {
-        findings.push(if is_target {
-            Finding::refuse("delay", message)
-        } else {
-            Finding::warn("delay", message)
-        });
-    };
-    if delays.replay_paused {
-        push(format!("replay is paused on {node}; run there: SELECT pg_wal_replay_resume()"));
-    }
-    if !delays.apply_delay.is_zero() {
-        let delay = delays.apply_delay;
-        push(format!("{node} applies WAL {delay:?} late (recovery_min_apply_delay); set it to 0"));
-    }
-    findings
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::finding::Severity;
-
-    #[test]
-    fn an_open_transaction_warns_and_names_its_pid() {
-        let open = OpenTransaction {
-            pid: 4711,
-            user: "app".to_owned(),
-            database: "app".to_owned(),
-            application: "shop".to_owned(),
-            state: "idle in transaction".to_owned(),
-            age: Duration::from_secs(90),
-            query: "UPDATE stock SET n = n - 1".to_owned(),
-        };
-        let found = open_transactions(&[open], Duration::from_secs(1));
-        assert_eq!(found[0].severity, Severity::Warn);
-        assert!(found[0].message.contains("PID 4711"), "{}", found[0].message);
-    }
-
-    #[test]
-    fn an_archive_that_fails_refuses_and_one_that_is_busy_warns() {
-        let failing = Burdens {
-            unarchived_segments: Some(3),
-            archive_failing: Some("000000010000000000000007".to_owned()),
-            ..Burdens::default()
-        };
-        assert_eq!(burdens_of(&failing)[0].severity, Severity::Refuse);
-        let busy = Burdens { unarchived_segments: Some(3), ..Burdens::default() };
-        assert_eq!(burdens_of(&busy)[0].severity, Severity::Warn);
-        let behind = Burdens { unarchived_segments: Some(21), ..Burdens::default() };
-        assert_eq!(burdens_of(&behind)[0].severity, Severity::Refuse);
-        assert_eq!(burdens_of(&Burdens::default()), []);
-    }
-
-    #[test]
-    fn a_ban_by_hand_refuses_and_a_leftover_of_ours_warns() {
-        let location = |id: &str| Location {
-            id: id.to_owned(),
-            resource: "msPostgresql".to_owned(),
-            until: None,
-        };
-        let found = locations(Ok(vec![
-            location("cli-ban-msPostgresql-on-pg01"),
-            location("pgcm-move-msPostgresql"),
-            location("prefer-big-machines"),
-        ]));
-        let severities: Vec<_> = found.iter().map(|finding| finding.severity).collect();
-        assert_eq!(severities, [Severity::Refuse, Severity::Warn]);
-    }
 }

@@ -9,19 +9,23 @@ use super::{
     Failover, FailoverOptions,
     agents::{self, Agent, Candidate},
     pipeline::{Trouble, TroubleKind, millis},
+    progress::Event,
 };
 use crate::{
     edge::peer::{Peer, PeerError, pb},
     error::chain,
     model::{
         cluster::{ClusterView, Standby},
-        finding::{Finding, Severity},
+        finding::{Finding, OVERRIDABLE, Severity},
         registration::AgentKind,
     },
 };
 
 /// A supervise that nothing woke sees a new primary at its next poll; this long it may take.
 const CATCH_UP: Duration = Duration::from_secs(3);
+
+/// The check whose refusal time may cure.
+pub const OPEN_TRANSACTIONS: &str = "open-transactions";
 
 /// A finding and who found it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -30,10 +34,19 @@ pub struct Found {
     pub by: String,
     #[serde(flatten)]
     pub finding: Finding,
+    /// It refuses, and the operator named it to go on all the same.
+    pub overridden: bool,
+}
+
+impl Found {
+    /// Whether the failover does not begin because of it.
+    pub fn refuses(&self) -> bool {
+        self.finding.severity == Severity::Refuse && !self.overridden
+    }
 }
 
 fn found(by: &str, finding: Finding) -> Found {
-    Found { by: by.to_owned(), finding }
+    Found { by: by.to_owned(), finding, overridden: false }
 }
 
 /// What one agent answered.
@@ -68,11 +81,12 @@ impl Failover {
     /// # Errors
     /// `Unanswered` when etcd does not answer, `Refused` when anything found forbids to begin.
     pub(super) async fn check(&self) -> Result<(), Trouble> {
-        let world = self.look_at_world().await?;
+        let mut world = self.look_at_world().await?;
+        self.judge(&mut world.findings);
         let refusing: Vec<String> = world
             .findings
             .iter()
-            .filter(|found| found.finding.severity == Severity::Refuse)
+            .filter(|found| found.refuses())
             .map(|found| format!("{} ({})", found.finding.check, found.by))
             .collect();
         {
@@ -87,6 +101,21 @@ impl Failover {
         }
         let reason = format!("it must not begin because of {}", refusing.join(", "));
         Err(Trouble::new(TroubleKind::Refused, reason))
+    }
+
+    /// Takes into account what the operator asked for.
+    fn judge(&self, findings: &mut [Found]) {
+        for found in findings {
+            let Finding { check, severity, .. } = &mut found.finding;
+            if *check == OPEN_TRANSACTIONS && self.options.terminate_after.is_some() {
+                *severity = Severity::Warn;
+            }
+            let named = self.options.overrides.contains(check);
+            if *severity == Severity::Refuse && named && OVERRIDABLE.contains(&check.as_str()) {
+                found.overridden = true;
+                self.progress.tell(&Event::Overridden { found });
+            }
+        }
     }
 
     /// The published view, or a finding about what is wrong with it.
@@ -287,20 +316,51 @@ fn judge_together(
                      it on every machine with a PgBouncer";
         findings.push(Finding::refuse("no-proxy", words));
     }
-    let versions: BTreeSet<&str> = agents.iter().map(|agent| agent.version.as_str()).collect();
+    judge_expected(&options.expected_agents, agents, &mut findings);
+    let mut versions: BTreeSet<&str> = agents.iter().map(|agent| agent.version.as_str()).collect();
+    versions.insert(env!("CARGO_PKG_VERSION"));
     if versions.len() > 1 {
         let list = Vec::from_iter(versions).join(", ");
-        let words = format!("agents run different versions ({list}); finish the upgrade soon");
+        let words = format!(
+            "agents and this pgcm run different versions ({list}); finish the upgrade soon"
+        );
         findings.push(Finding::warn("versions", words));
     }
     match view {
         Ok(view) => {
             judge_members(view, agents, &mut findings);
             findings.extend(judge_target(options, view));
+            findings.extend(judge_rest(options, view));
         }
         Err(finding) => findings.push(finding.clone()),
     }
     findings
+}
+
+/// Whether each agent that the configuration names is there.
+fn judge_expected(expected: &[String], agents: &[Arc<Agent>], findings: &mut Vec<Finding>) {
+    for name in expected {
+        let there = |agent: &Arc<Agent>| format!("{}/{}", agent.host, agent.kind) == *name;
+        if !agents.iter().any(there) {
+            let words = format!(
+                "{name} is expected (failover.expected-agents) but not registered; start it, or its \
+                 clients get errors; if it is gone for good take it from the configuration"
+            );
+            findings.push(Finding::refuse("agent-expected", words));
+        }
+    }
+}
+
+/// Who is left to hold every commit when the target is the primary and the old one not back yet.
+fn judge_rest(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
+    let target = expected(options, view)?;
+    let old = &view.primary.name;
+    let rest = view.standbys.iter().any(|s| s.name != target && s.state == "streaming");
+    let words = format!(
+        "no standby but {target} streams, so until {old} is back no commit is on two nodes; bring \
+         another standby up first if that matters"
+    );
+    (!rest).then(|| Finding::warn("sync-after-move", words))
 }
 
 fn judge_members(view: &ClusterView, agents: &[Arc<Agent>], findings: &mut Vec<Finding>) {

@@ -10,7 +10,7 @@ use tokio::{
 use super::{
     Failover,
     agents::{Agent, Tier, pausers},
-    pipeline::{Dirt, Trouble},
+    pipeline::{Dirt, Trouble, TroubleKind},
 };
 use crate::{
     edge::{
@@ -18,6 +18,7 @@ use crate::{
         peer::{PeerError, pb},
     },
     error::chain,
+    work::shutdown::Stop,
 };
 
 /// The least that a pause gets for open transactions, when an earlier tier used up the time.
@@ -64,10 +65,25 @@ impl Failover {
         };
         let noted = self.lock.update("pause", unix_deadline).await;
         noted.map_err(|error| Trouble::failed(chain(&error).to_string()))?;
+        let (switch, done) = Stop::new();
+        let holding = async {
+            let result = self.pause_tiers(&who, began + options.pause_timeout, deadline).await;
+            let _ = switch.send(true);
+            result
+        };
+        tokio::join!(holding, self.clear_the_way(began, done)).0
+    }
+
+    async fn pause_tiers(
+        &self,
+        who: &[(Tier, Arc<Agent>)],
+        wait_until: Instant,
+        deadline: Instant,
+    ) -> Result<(), Trouble> {
         for tier in Tier::ALL {
             let agents: Vec<Arc<Agent>> =
                 who.iter().filter(|(of, _)| *of == tier).map(|(_, agent)| agent.clone()).collect();
-            self.pause_tier(agents, began + options.pause_timeout, deadline).await?;
+            self.pause_tier(agents, wait_until, deadline).await?;
         }
         Ok(())
     }
@@ -99,7 +115,12 @@ impl Failover {
             async move { agent.peer.pause(attempt, timeout, expiry, limit).await }
         };
         let errors = self.each("pause", agents, Some(PATIENCE), call, |_, _| {}).await;
-        if errors.is_empty() { Ok(()) } else { Err(Trouble::failed(join(&errors))) }
+        if errors.is_empty() {
+            return Ok(());
+        }
+        let busy = errors.iter().all(|error| matches!(error, PeerError::Busy { .. }));
+        let kind = if busy { TroubleKind::Busy } else { TroubleKind::Failed };
+        Err(Trouble::new(kind, join(&errors)))
     }
 
     /// Waits until each agent follows the new primary, and lets its clients go at once: nobody is

@@ -3,9 +3,9 @@
 //! Read [`steps`] first: the failover is a table. [`pipeline`] runs it and knows nothing of it.
 
 pub mod agents;
+mod blockers;
 pub mod check;
 mod clients;
-pub mod history;
 pub mod pipeline;
 mod primary;
 pub mod progress;
@@ -26,9 +26,9 @@ use self::{
     clients::Hold,
     pipeline::{Cause, Interruptible, Outcome},
     progress::{Event, Progress},
-    report::Report,
+    report::{Earlier, Report},
 };
-use super::shutdown::Stop;
+use super::{history, shutdown::Stop};
 use crate::{
     edge::{
         clock,
@@ -37,8 +37,10 @@ use crate::{
         peer::{PeerOptions, pb},
     },
     model::{
-        attempt::Attempt,
+        attempt::{Attempt, FAILOVER},
         cluster::{ClusterView, Primary},
+        history::{Expected, expected, key},
+        terminated::Terminated,
     },
 };
 
@@ -53,6 +55,16 @@ pub struct FailoverOptions {
     pub target: Option<String>,
     /// Checks and plan only; nothing is changed.
     pub dry_run: bool,
+    /// Names of checks that may refuse without stopping the failover, if they can be overridden.
+    pub overrides: Vec<String>,
+    /// Agents that must be there, as `host/kind`.
+    pub expected_agents: Vec<String>,
+    /// How often to try while only open transactions stand in the way; at least 1.
+    pub attempts: u32,
+    /// Pause before the second attempt; doubles each time.
+    pub attempt_backoff: Duration,
+    /// Ends the transactions that hold up the pause once it has lasted this long. None: never.
+    pub terminate_after: Option<Duration>,
     pub health_check_timeout: Duration,
     pub lock_timeout: Duration,
     pub lock_lease: Duration,
@@ -67,11 +79,46 @@ pub struct FailoverOptions {
     pub constraint_lifetime: Duration,
 }
 
+/// The backoff grows no further.
+const LONGEST_BACKOFF: Duration = Duration::from_secs(300);
+
 /// Moves the primary; whatever happens, says what became of it.
 ///
 /// `token` is what agents ask for. `stop` ends the action and begins the undo, which nothing ends
-/// but its own limits. The returned report holds the exit code.
+/// but its own limits. An attempt that only open transactions stopped is undone in full, lock
+/// included, before the next one begins. The returned report holds the exit code.
 pub async fn run(
+    options: FailoverOptions,
+    etcd: Arc<Etcd>,
+    token: Option<String>,
+    progress: Arc<dyn Progress>,
+    mut stop: Stop,
+    log: Logger,
+) -> Report {
+    let of = if options.dry_run { 1 } else { options.attempts };
+    let mut wait = options.attempt_backoff;
+    let mut earlier = Vec::new();
+    for attempt in 2..=of {
+        let (etcd, token, progress) = (etcd.clone(), token.clone(), progress.clone());
+        let told = progress.clone();
+        let report = once(options.clone(), etcd, token, progress, stop.clone(), log.clone()).await;
+        if !report.busy || stop.is_set() {
+            return Report { earlier, ..report };
+        }
+        told.tell(&Event::Again { attempt, of, wait });
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            () = stop.wait() => return Report { earlier, ..report },
+        }
+        earlier.push(Earlier::of(&report));
+        wait = (wait * 2).min(LONGEST_BACKOFF);
+    }
+    let report = once(options, etcd, token, progress, stop, log).await;
+    Report { earlier, ..report }
+}
+
+/// One attempt, from its checks to its undo.
+async fn once(
     options: FailoverOptions,
     etcd: Arc<Etcd>,
     token: Option<String>,
@@ -81,14 +128,16 @@ pub async fn run(
 ) -> Report {
     let began = Instant::now();
     let dry_run = options.dry_run;
-    let failover = Failover::new(options, etcd, token, progress, stop);
+    let failover = Failover::new(options, etcd, token, progress, stop, log.clone());
     let steps = if dry_run { &steps::STEPS[..1] } else { steps::STEPS };
     let outcome = pipeline::run(steps, &failover, &*failover.progress).await;
-    let report = failover.report(began, outcome);
-    let locked = failover.state().locked;
-    if locked {
-        history::write(&failover.etcd, &report, &log).await;
+    if dry_run {
+        // Nobody waits for these; without them the plan is a plan all the same.
+        let past = history::read(&failover.etcd).await.map(|(_, entries, _)| expected(&entries));
+        failover.state().expected = past.ok().flatten();
     }
+    let report = failover.report(began, outcome);
+    failover.remember(&report).await;
     announce(&report, &log);
     report
 }
@@ -116,6 +165,7 @@ struct Failover {
     attempt: Attempt,
     lock: Lock,
     state: Mutex<State>,
+    log: Logger,
 }
 
 /// What the steps have learned and done so far.
@@ -126,7 +176,12 @@ struct State {
     target: Option<String>,
     agents: Vec<Arc<Agent>>,
     findings: Vec<Found>,
+    terminated: Vec<Terminated>,
+    /// Only for a dry run.
+    expected: Option<Expected>,
     locked: bool,
+    /// Where this attempt is remembered.
+    history_key: Option<String>,
     holds: Vec<Hold>,
     held_since: Option<Instant>,
     released_at: Option<Instant>,
@@ -157,11 +212,12 @@ impl Failover {
         token: Option<String>,
         progress: Arc<dyn Progress>,
         stop: Stop,
+        log: Logger,
     ) -> Self {
         let attempt = Attempt {
             id: format!("{}-{}", options.holder, clock::unix_ms()),
             holder: options.holder.clone(),
-            purpose: "failover".to_owned(),
+            purpose: FAILOVER.to_owned(),
             started_at: clock::now_rfc3339(),
             step: "lock".to_owned(),
             pause_deadline_unix_ms: 0,
@@ -170,7 +226,7 @@ impl Failover {
         let lock = Lock::new(etcd.clone(), attempt.clone(), lock_options);
         let peers = PeerOptions { connect_limit: options.health_check_timeout, token };
         let state = Mutex::default();
-        Self { options, etcd, peers, progress, stop, attempt, lock, state }
+        Self { options, etcd, peers, progress, stop, attempt, lock, state, log }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -184,6 +240,26 @@ impl Failover {
 
     fn awaiting(&self, step: &'static str, names: &[String]) {
         self.progress.tell(&Event::Awaiting { step, names });
+    }
+
+    /// Writes down that this attempt has begun, before it touches anything: should its process die,
+    /// that is all there will be.
+    async fn remember_begin(&self) {
+        let key = key(clock::unix_ms());
+        let report = Report::begun(&self.options, &self.attempt, &self.state());
+        let value = serde_json::to_string(&report).unwrap_or_default();
+        history::write(&self.etcd, &key, value, None, &self.log).await;
+        self.state().history_key = Some(key);
+    }
+
+    async fn remember(&self, report: &Report) {
+        let (key, moved_to) = {
+            let state = self.state();
+            (state.history_key.clone(), state.after.clone().filter(|_| state.moved))
+        };
+        let Some(key) = key else { return };
+        let value = serde_json::to_string(report).unwrap_or_default();
+        history::write(&self.etcd, &key, value, moved_to.as_ref(), &self.log).await;
     }
 
     fn report(&self, began: Instant, outcome: Outcome) -> Report {

@@ -46,6 +46,8 @@ pub enum TroubleKind {
     Refused,
     /// The lock is held elsewhere; nothing was touched.
     Locked,
+    /// Clients' transactions outlived the pause: it may well succeed later.
+    Busy,
     /// Anything else.
     Failed,
 }

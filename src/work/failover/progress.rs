@@ -4,7 +4,11 @@ use std::time::Duration;
 
 use slog::{Logger, info, warn};
 
-use super::pipeline::{Dirt, millis};
+use super::{
+    check::Found,
+    pipeline::{Dirt, millis},
+};
+use crate::model::terminated::Terminated;
 
 /// One thing that happened.
 #[derive(Debug)]
@@ -36,6 +40,23 @@ pub enum Event<'a> {
         step: &'static str,
         took: Duration,
         dirty: &'a [Dirt],
+    },
+    /// A finding that would have stopped the failover was overridden by name.
+    Overridden {
+        found: &'a Found,
+    },
+    /// Transactions that held up the pause were ended, as asked for.
+    Terminated {
+        transactions: &'a [Terminated],
+    },
+    NotTerminated {
+        reason: &'a str,
+    },
+    /// Another attempt begins after `wait`.
+    Again {
+        attempt: u32,
+        of: u32,
+        wait: Duration,
     },
 }
 
@@ -90,6 +111,39 @@ impl Progress for Logged {
                         "remedy" => &dirt.remedy);
                 }
             }
+            Event::Overridden { .. }
+            | Event::Terminated { .. }
+            | Event::NotTerminated { .. }
+            | Event::Again { .. } => self.tell_exception(event),
+        }
+    }
+}
+
+impl Logged {
+    /// What the operator asked for beyond the usual.
+    fn tell_exception(&self, event: &Event<'_>) {
+        let log = &self.0;
+        match event {
+            Event::Overridden { found } => warn!(log, "OVERRIDDEN: a check that refuses";
+                "event" => "failover.check.override", "by" => &found.by,
+                "check" => &found.finding.check, "message" => &found.finding.message),
+            Event::Terminated { transactions } => {
+                for one in *transactions {
+                    warn!(log, "TERMINATED: a transaction that held up the pause";
+                        "event" => "failover.blocker.terminate", "pid" => one.pid,
+                        "user" => &one.user, "database" => &one.database,
+                        "application" => &one.application, "age_ms" => one.age_ms,
+                        "query" => &one.query);
+                }
+            }
+            Event::NotTerminated { reason } => {
+                warn!(log, "cannot terminate what holds up the pause";
+                "event" => "failover.blocker.fail", "reason" => reason)
+            }
+            Event::Again { attempt, of, wait } => info!(log, "trying again";
+                "event" => "failover.attempt.wait", "attempt" => attempt, "attempts" => of,
+                "wait_ms" => millis(*wait)),
+            _ => {}
         }
     }
 }

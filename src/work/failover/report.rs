@@ -8,13 +8,19 @@ use tokio::time::Instant;
 use super::{
     FailoverOptions, State,
     agents::{Tier, pausers},
-    check::Found,
+    check::{Found, OPEN_TRANSACTIONS},
     pipeline::{Dirt, Outcome, StepReport, StepState, Stopped, TroubleKind, millis},
 };
 use crate::{
     edge::clock,
     exit::Exit,
-    model::{attempt::Attempt, cluster::Primary, finding::Severity},
+    model::{
+        attempt::Attempt,
+        cluster::Primary,
+        finding::Severity,
+        history::{Expected, ExpectedStep, Spread},
+        terminated::Terminated,
+    },
 };
 
 /// The report. As JSON it is also what `/history/` keeps.
@@ -25,10 +31,11 @@ pub struct Report {
     pub attempt: String,
     pub holder: String,
     pub started_at: String,
-    pub ended_at: String,
-    /// `done`, `planned` (dry run), `unanswered`, `refused`, `locked`, `put_back`, `needs_hands`.
+    /// None while it runs.
+    pub ended_at: Option<String>,
+    /// `running`, `done`, `planned` (dry run), `unanswered`, `refused`, `locked`, `put_back`, `needs_hands`.
     pub outcome: &'static str,
-    pub exit_code: u8,
+    pub exit_code: Option<u8>,
     pub old_primary: Option<Primary>,
     /// Who is primary now, as far as known.
     pub new_primary: Option<Primary>,
@@ -39,11 +46,39 @@ pub struct Report {
     pub stopped: Option<Stopped>,
     pub dirty: Vec<Dirt>,
     pub findings: Vec<Found>,
+    /// Transactions that were ended because they held up the pause.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub terminated: Vec<Terminated>,
+    /// Attempts before this one, each fully undone.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<Earlier>,
     /// Only for a dry run.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub plan: Option<Plan>,
     #[serde(skip)]
     pub exit: Exit,
+    /// Whether only open transactions stood in the way, so that another attempt may succeed.
+    #[serde(skip)]
+    pub busy: bool,
+}
+
+/// An attempt before the reported one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Earlier {
+    pub attempt: String,
+    pub reason: String,
+    pub duration_ms: u64,
+}
+
+impl Earlier {
+    pub(super) fn of(report: &Report) -> Self {
+        let reason = report.stopped.as_ref().map(|stopped| stopped.reason.clone());
+        Self {
+            attempt: report.attempt.clone(),
+            reason: reason.unwrap_or_default(),
+            duration_ms: report.duration_ms,
+        }
+    }
 }
 
 /// What a failover would do now.
@@ -58,6 +93,8 @@ pub struct Plan {
     pub pacemaker_timeout_ms: u64,
     pub prepare_timeout_ms: u64,
     pub verify_timeout_ms: u64,
+    /// From past failovers; none when there was none.
+    pub expected: Option<Expected>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -81,11 +118,18 @@ impl Plan {
             pacemaker_timeout_ms: millis(options.pacemaker_timeout),
             prepare_timeout_ms: millis(options.prepare_timeout),
             verify_timeout_ms: millis(options.verify_timeout),
+            expected: state.expected.clone(),
         }
     }
 }
 
 impl Report {
+    /// What stands in the history until the end is known.
+    pub(super) fn begun(options: &FailoverOptions, attempt: &Attempt, state: &State) -> Self {
+        let report = Self::new(options, attempt, Instant::now(), state, Outcome::default());
+        Self { ended_at: None, outcome: "running", exit_code: None, new_primary: None, ..report }
+    }
+
     pub(super) fn new(
         options: &FailoverOptions,
         attempt: &Attempt,
@@ -104,20 +148,23 @@ impl Report {
             attempt: attempt.id.clone(),
             holder: attempt.holder.clone(),
             started_at: attempt.started_at.clone(),
-            ended_at: clock::now_rfc3339(),
+            ended_at: Some(clock::now_rfc3339()),
             outcome: match exit {
                 Exit::Done if options.dry_run => "planned",
                 exit => name(exit),
             },
-            exit_code: exit as u8,
+            exit_code: Some(exit as u8),
             new_primary: state.after.clone().or_else(|| old_primary.clone()),
             old_primary,
             clients_held_ms: held.map(|(from, to)| millis(to.saturating_duration_since(from))),
+            busy: is_busy(exit, outcome.stopped.as_ref(), &state.findings),
             duration_ms: millis(began.elapsed()),
             steps: outcome.steps,
             stopped: outcome.stopped,
             dirty: outcome.dirty,
             findings: state.findings.clone(),
+            terminated: state.terminated.clone(),
+            earlier: Vec::new(),
             plan: options.dry_run.then(|| Plan::new(options, state)),
             exit,
         }
@@ -151,7 +198,20 @@ fn judge(outcome: &Outcome, state: &State) -> Exit {
         TroubleKind::Unanswered => Exit::Unreachable,
         TroubleKind::Refused => Exit::Refused,
         TroubleKind::Locked => Exit::Locked,
-        TroubleKind::Failed => Exit::PutBack,
+        TroubleKind::Failed | TroubleKind::Busy => Exit::PutBack,
+    }
+}
+
+/// Whether nothing but open transactions stood in the way of a failover that left no trace.
+fn is_busy(exit: Exit, stopped: Option<&Stopped>, findings: &[Found]) -> bool {
+    match exit {
+        Exit::PutBack => stopped.is_some_and(|stopped| stopped.kind == TroubleKind::Busy),
+        Exit::Refused => {
+            let mut refusing = findings.iter().filter(|found| found.refuses()).peekable();
+            refusing.peek().is_some()
+                && refusing.all(|found| found.finding.check == OPEN_TRANSACTIONS)
+        }
+        _ => false,
     }
 }
 
@@ -184,8 +244,19 @@ impl fmt::Display for Report {
         if let Some(plan) = &self.plan {
             write!(f, "{plan}")?;
         }
-        for Found { by, finding } in &self.findings {
-            let severity = if finding.severity == Severity::Warn { "warning" } else { "refused" };
+        for (number, earlier) in self.earlier.iter().enumerate() {
+            let Earlier { reason, duration_ms, .. } = earlier;
+            writeln!(f, "  attempt {} undone after {duration_ms} ms: {reason}", number + 1)?;
+        }
+        for terminated in &self.terminated {
+            writeln!(f, "  TERMINATED: {terminated}")?;
+        }
+        for Found { by, finding, overridden } in &self.findings {
+            let severity = match finding.severity {
+                Severity::Warn => "warning",
+                Severity::Refuse if *overridden => "OVERRIDDEN",
+                Severity::Refuse => "refused",
+            };
             writeln!(f, "  {severity}: {by}: {} [{}]", finding.message, finding.check)?;
         }
         for dirt in &self.dirty {
@@ -222,7 +293,20 @@ impl fmt::Display for Plan {
             "    resume     each as soon as it follows; at most {} ms after the pause in any case",
             self.pause_expiry_ms
         )?;
-        writeln!(f, "    verify     the old primary streams, at most {} ms", self.verify_timeout_ms)
+        writeln!(
+            f,
+            "    verify     the old primary streams, at most {} ms",
+            self.verify_timeout_ms
+        )?;
+        let Some(Expected { failovers, clients_held, steps }) = &self.expected else {
+            return writeln!(f, "  no failover is on record to tell durations from");
+        };
+        writeln!(f, "  to expect, as {failovers} failovers on record took (median, worst):")?;
+        for ExpectedStep { step, spread } in steps {
+            writeln!(f, "    {step:<10} {:>6} ms {:>6} ms", spread.median_ms, spread.worst_ms)?;
+        }
+        let Spread { median_ms, worst_ms } = clients_held;
+        writeln!(f, "    clients wait {median_ms:>4} ms {worst_ms:>6} ms")
     }
 }
 

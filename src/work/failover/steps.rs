@@ -102,7 +102,9 @@ impl Failover {
             Acquired::Held { waited, .. } => {
                 self.state().locked = true;
                 // Whoever held it may have changed everything that the checks saw.
-                if waited { self.check().await } else { self.same_primary().await }
+                if waited { self.check().await } else { self.same_primary().await }?;
+                self.remember_begin().await;
+                Ok(())
             }
         }
     }

@@ -30,11 +30,12 @@ use crate::{
     error::chain,
     model::{
         attempt::LOCK,
-        cluster::ClusterView,
+        cluster::{ClusterView, Primary},
         crm_mon::PacemakerView,
-        primary::{Decision, decide, may_replace},
+        history::{self, Change},
+        primary::{Decision, LocalFacts, decide, may_replace},
     },
-    work::shutdown::Stop,
+    work::{history::trim, shutdown::Stop},
 };
 
 /// A view is written again when it is older than this, although nothing changed.
@@ -76,6 +77,8 @@ pub struct Publisher<R = Processes, P = Postgres> {
     story: Story,
     written_at: Option<Instant>,
     swept_at: Option<Instant>,
+    /// Who was published and in place, and when that was seen last.
+    in_place: Option<(Primary, Instant)>,
 }
 
 /// The keys as they were read.
@@ -107,6 +110,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             story: Story::default(),
             written_at: None,
             swept_at: None,
+            in_place: None,
         };
         (publisher, receiver)
     }
@@ -175,6 +179,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             }
         };
         if let (Ok(view), Ok(_)) = (&view, &keys) {
+            self.note_in_place(view, local.as_ref().ok(), &stored);
             self.sweep(view, &stored).await;
         }
         let latest = Latest {
@@ -225,24 +230,69 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             return Outcome::Unchanged;
         }
         let ours = ClusterView { observed_at: clock::now_rfc3339(), ..ours };
-        let outcome = self.write(&ours, address, keys).await;
+        let change = self.change(stored, &ours);
+        let outcome = self.write(&ours, address, keys, change.as_ref()).await;
         if outcome == Outcome::Written {
             self.written_at = Some(Instant::now());
             stored.view = Some(ours);
+            if let Some(change) = change {
+                self.tell_change(&change);
+                trim(&self.etcd, &self.log).await;
+            }
         }
         outcome
     }
 
-    async fn write(&self, ours: &ClusterView, address: String, keys: &Keys) -> Outcome {
+    /// The change of primary that `ours` is, if nobody planned it.
+    fn change(&self, stored: &Stored, ours: &ClusterView) -> Option<Change> {
+        let lock = stored.lock.as_ref().and_then(|lock| lock.attempt.as_ref());
+        let change = history::unplanned(stored.view.as_ref(), ours, lock)?;
+        let seen =
+            self.in_place.as_ref().filter(|(old, _)| Some(old) == change.old_primary.as_ref());
+        let without = seen.map(|(_, at)| at.elapsed().as_millis());
+        Some(Change {
+            ended_at: Some(ours.observed_at.clone()),
+            without_primary_ms: without.and_then(|ms| u64::try_from(ms).ok()),
+            ..change
+        })
+    }
+
+    fn tell_change(&self, change: &Change) {
+        let name = |primary: &Option<Primary>| primary.as_ref().map(|p| p.name.clone());
+        warn!(self.log, "the primary changed without a failover having been asked for";
+            "event" => "publish.primary.unplanned", "from" => name(&change.old_primary),
+            "to" => name(&change.new_primary), "without_primary_ms" => change.without_primary_ms);
+    }
+
+    fn note_in_place(&mut self, view: &PacemakerView, local: Option<&LocalFacts>, stored: &Stored) {
+        let Some(published) = stored.view.as_ref().map(|view| &view.primary) else { return };
+        if history::is_as_published(view, &self.options.node, local, published) {
+            self.in_place = Some((published.clone(), Instant::now()));
+        }
+    }
+
+    /// A change goes into the history in the same transaction: it is written once, or not at all.
+    async fn write(
+        &self,
+        ours: &ClusterView,
+        address: String,
+        keys: &Keys,
+        change: Option<&Change>,
+    ) -> Outcome {
         let json = match serde_json::to_string(ours) {
             Ok(json) => json,
             Err(error) => return Outcome::Failed(error.to_string()),
         };
         let expect = [(MASTER, unchanged(&keys.master)), (CLUSTER, unchanged(&keys.cluster))];
-        let puts = [
+        let mut puts = vec![
             Put { key: MASTER.to_owned(), value: address, lease: 0 },
             Put { key: CLUSTER.to_owned(), value: json, lease: 0 },
         ];
+        puts.extend(change.map(|change| Put {
+            key: history::key(clock::unix_ms()),
+            value: serde_json::to_string(change).unwrap_or_default(),
+            lease: 0,
+        }));
         match self.etcd.put_if(&expect, &puts).await {
             Ok(Swap::Done(_)) => Outcome::Written,
             Ok(Swap::Changed) => Outcome::Outrun,

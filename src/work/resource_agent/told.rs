@@ -9,7 +9,7 @@ use slog::{Logger, warn};
 
 use super::context::Failure;
 use crate::{
-    edge::{failure_note, space},
+    edge::{disk, failure_note},
     model::{agent::parameters::Parameters, failed_action::FailedAction},
 };
 
@@ -30,7 +30,7 @@ fn shortage(parameters: &Parameters) -> Option<String> {
         parameters.pgdata.clone(),
         config.parent().unwrap_or(Path::new("/")).to_owned(),
     ];
-    let (path, free) = space::shortage(&places)?;
+    let (path, free) = disk::shortage(&places)?;
     Some(format!("no space left on {} ({} MiB free), free some", path.display(), free >> 20))
 }
 

@@ -1,0 +1,109 @@
+//! `pgcm status --watch`
+
+use std::{convert::Infallible, io::Write, sync::Arc, time::Duration};
+
+use slog::Logger;
+use tokio::{
+    sync::{Notify, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{
+    complain,
+    status::{ask_all, assemble, read},
+};
+use crate::{
+    cli::Output,
+    edge::{clock, etcd::Etcd},
+    error::chain,
+    exit::Exit,
+    model::status::AgentStatus,
+    work::shutdown::signalled,
+};
+
+/// A picture is never older than this.
+const REDRAW: Duration = Duration::from_secs(1);
+/// Agents are asked this often: an answer costs them calls of Pacemaker's tools.
+const ASK: Duration = Duration::from_secs(3);
+/// Two changes closer together than this make one picture.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// Shows the status anew whenever something changes, until Ctrl-C.
+pub(super) async fn run(
+    etcd: Arc<Etcd>,
+    expected: Vec<String>,
+    output: Output,
+    log: Logger,
+) -> Exit {
+    let wake = Notify::new();
+    let (sender, agents) = watch::channel(Vec::new());
+    tokio::select! {
+        signal = signalled() => match signal {
+            Ok(_) => Exit::Done,
+            Err(error) => complain(&error, Exit::NeedsHands),
+        },
+        never = etcd.wake_on_change("/", &wake, &log) => match never {},
+        never = ask(&etcd, &sender, &wake) => match never {},
+        never = draw(&etcd, &expected, output, agents, &wake) => match never {},
+    }
+}
+
+async fn ask(etcd: &Etcd, agents: &watch::Sender<Vec<AgentStatus>>, wake: &Notify) -> Infallible {
+    loop {
+        if let Ok(snapshot) = read(etcd).await {
+            agents.send_replace(ask_all(&snapshot).await);
+            wake.notify_one();
+        }
+        sleep(ASK).await;
+    }
+}
+
+async fn draw(
+    etcd: &Etcd,
+    expected: &[String],
+    output: Output,
+    agents: watch::Receiver<Vec<AgentStatus>>,
+    wake: &Notify,
+) -> Infallible {
+    let mut last = String::new();
+    loop {
+        let due = Instant::now() + REDRAW;
+        let picture = picture(etcd, expected, output, &agents).await;
+        match output {
+            // From the top left; what an earlier picture had beyond this one is erased.
+            Output::Text => print!("\x1b[H\x1b[2J{}\n\n{picture}", clock::now_rfc3339()),
+            Output::Json if picture != last => println!("{picture}"),
+            Output::Json => {}
+        }
+        let _ = std::io::stdout().flush();
+        last = picture;
+        tokio::select! {
+            () = sleep_until(due) => {}
+            () = wake.notified() => sleep(SETTLE).await,
+        }
+    }
+}
+
+/// etcd being away is shown, not an end: it is what somebody may be waiting for.
+async fn picture(
+    etcd: &Etcd,
+    expected: &[String],
+    output: Output,
+    agents: &watch::Receiver<Vec<AgentStatus>>,
+) -> String {
+    let status = match read(etcd).await {
+        Ok(snapshot) => assemble(&snapshot, agents.borrow().clone(), expected),
+        Err(error) => return told(output, &chain(&error).to_string()),
+    };
+    match output {
+        Output::Text => status.text(),
+        Output::Json => serde_json::to_string(&status).unwrap_or_default(),
+    }
+}
+
+fn told(output: Output, error: &str) -> String {
+    match output {
+        Output::Text => format!("etcd does not answer: {error}\n"),
+        Output::Json => serde_json::json!({ "error": error }).to_string(),
+    }
+}

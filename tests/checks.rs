@@ -1,0 +1,221 @@
+//! What a supervise finds in the way of a planned failover: real Postgres, recorded Pacemaker.
+
+mod support;
+
+use std::{
+    path::Path,
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use nix::sys::signal::Signal;
+use pgcm::{
+    edge::{
+        pacemaker::{Pacemaker, PacemakerOptions},
+        postgres::{Postgres, PostgresOptions},
+    },
+    model::{
+        crm_mon::PacemakerView,
+        finding::{
+            Finding,
+            Severity::{self, Refuse, Warn},
+        },
+        primary::LocalFacts,
+    },
+    work::checks::{Terms, supervise::SuperviseChecks},
+};
+use support::{
+    etcd::client,
+    eventually,
+    postgres::{Postgres as Server, connect, start_postgres, start_postgres_with, start_standby},
+    process::{Process, directory, directory_in, postgres_binary},
+    stage::{HEALTHY, Scene, World},
+};
+
+const LIMIT: Duration = Duration::from_secs(5);
+const SOON: Duration = Duration::from_secs(20);
+
+/// Pacemaker that says `crm_mon`; its facts of Postgres are not used here.
+fn scene(crm_mon: &str, constraints: &[&str]) -> Scene {
+    Scene(Arc::new(Mutex::new(World {
+        crm_mon: (0, crm_mon.to_owned()),
+        constraints: constraints.iter().map(|&xml| xml.to_owned()).collect(),
+        modify_takes: Duration::ZERO,
+        calls: Vec::new(),
+        facts: LocalFacts {
+            in_recovery: true,
+            writable: false,
+            timeline: 0,
+            system_identifier: String::new(),
+            standbys: Vec::new(),
+        },
+    })))
+}
+
+/// The checks of the supervise on `node`, whose Postgres is `server`.
+fn checks(node: &str, server: &Server, scene: Scene) -> SuperviseChecks<Scene> {
+    let options = PacemakerOptions { resource: "Postgresql".to_owned(), limit: LIMIT };
+    let postgres = Postgres::new(PostgresOptions {
+        socket_dir: server.socket_dir().to_owned(),
+        port: server.port,
+        user: "postgres".to_owned(),
+        database: "postgres".to_owned(),
+        query_timeout: LIMIT,
+    });
+    let pacemaker = Arc::new(Pacemaker::new(scene, options));
+    let nobody = client("http://127.0.0.1:1", "/postgres");
+    SuperviseChecks::new(node.to_owned(), pacemaker, Arc::new(postgres), nobody, Vec::new())
+}
+
+fn terms(target: &str) -> Terms {
+    Terms {
+        pause_timeout: Duration::from_secs(1),
+        pause_expiry: Duration::from_secs(25),
+        target: Some(target.to_owned()),
+    }
+}
+
+/// The finding of `check`, with its severity and a word that names the remedy.
+fn told(findings: &[Finding], check: &str, severity: Severity, words: &str) -> bool {
+    findings.iter().any(|finding| {
+        (finding.check.as_str(), finding.severity) == (check, severity)
+            && finding.message.contains(words)
+    })
+}
+
+async fn finds(checks: &SuperviseChecks<Scene>, check: &str, severity: Severity, words: &str) {
+    let what = format!("{check} {severity:?} {words}");
+    eventually(SOON, &what, || async {
+        told(&checks.findings(&terms("pg02")).await, check, severity, words)
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn what_would_make_the_shutdown_long_is_named_with_its_remedy() {
+    let settings = [
+        "wal_level=logical",
+        "max_prepared_transactions=5",
+        "archive_mode=on",
+        "archive_command=false",
+    ];
+    let server = start_postgres_with(directory(), &settings).await;
+    let checks = checks("pg01", &server, scene(HEALTHY, &[]));
+    let quiet = checks.findings(&terms("pg02")).await;
+    for check in ["prepared-transactions", "archive", "logical-replication", "walsenders"] {
+        assert!(!quiet.iter().any(|finding| finding.check == check), "{check}: {quiet:?}");
+    }
+    let sql = connect(server.port, "postgres").await.expect("connected");
+    let prepare = "BEGIN; CREATE TABLE t (n int, words text); PREPARE TRANSACTION 'order-17'";
+    sql.batch_execute(prepare).await.expect("prepared");
+    finds(&checks, "prepared-transactions", Warn, "order-17; commit them or roll them back").await;
+    sql.batch_execute("COMMIT PREPARED 'order-17'").await.expect("committed");
+    sql.batch_execute("SELECT pg_switch_wal()").await.expect("switched");
+    finds(&checks, "archive", Refuse, "archive_command fails on 0000").await;
+
+    let port = server.port.to_string();
+    let dir = directory();
+    let log = dir.path().join("log");
+    let receive = |program: &str, args: &[&str]| {
+        let common = ["-h", "127.0.0.1", "-p", port.as_str(), "-U", "postgres"];
+        Process::start(&postgres_binary(program), &[&common, args].concat(), &log, true)
+    };
+    let into = dir.path().to_str().expect("UTF-8");
+    let _archive = receive("pg_receivewal", &["-D", into]);
+    finds(&checks, "walsenders", Warn, "\"pg_receivewal\" (PID ").await;
+    let slot = ["-d", "postgres", "-S", "feed"];
+    let create = [&slot[..], &["--create-slot", "-P", "test_decoding"]].concat();
+    receive("pg_recvlogical", &create).finish("pg_recvlogical");
+    let sink = dir.path().join("feed");
+    let start = [&slot[..], &["--start", "-f", sink.to_str().expect("UTF-8")]].concat();
+    let feed = receive("pg_recvlogical", &start);
+    finds(&checks, "logical-replication", Warn, "SELECT pg_terminate_backend(").await;
+    // A subscriber that hangs would hold the shutdown for ever.
+    feed.signal(Signal::SIGSTOP);
+    let fill = "INSERT INTO t SELECT n, repeat(md5(n::text), 40) FROM generate_series(1, 20000) n";
+    sql.batch_execute(fill).await.expect("inserted");
+    finds(&checks, "logical-replication", Refuse, "MB behind; wait until it has caught up").await;
+}
+
+#[tokio::test]
+async fn a_transaction_older_than_the_pause_may_last_refuses_by_pid_user_and_query() {
+    let server = start_postgres().await;
+    let checks = checks("pg01", &server, scene(HEALTHY, &[]));
+    let sql = connect(server.port, "postgres").await.expect("connected");
+    sql.batch_execute("BEGIN; CREATE TABLE t (n int)").await.expect("begun");
+    finds(&checks, "open-transactions", Refuse, "(postgres on postgres, ").await;
+    finds(&checks, "open-transactions", Refuse, "CREATE TABLE t (n int); end them").await;
+    sql.batch_execute("COMMIT").await.expect("committed");
+    let found = checks.findings(&terms("pg02")).await;
+    assert!(!found.iter().any(|finding| finding.check == "open-transactions"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_standby_that_would_be_promoted_slowly_refuses_where_the_primary_moves_to() {
+    let primary = start_postgres().await;
+    let sql = connect(primary.port, "postgres").await.expect("connected");
+    let standby = start_standby(&primary, "pg02").await;
+    sql.batch_execute("ALTER SYSTEM SET synchronous_standby_names = 'pg02'").await.expect("set");
+    sql.batch_execute("SELECT pg_reload_conf()").await.expect("reloaded");
+    let on_primary = checks("pg01", &primary, scene(HEALTHY, &[]));
+    let on_standby = checks("pg02", &standby, scene(HEALTHY, &[]));
+    eventually(SOON, "the standby is synchronous, and nothing is found", || async {
+        let found = on_primary.findings(&terms("pg02")).await;
+        !found.iter().any(|finding| ["target", "lag"].contains(&finding.check.as_str()))
+    })
+    .await;
+    let found = on_standby.findings(&terms("pg02")).await;
+    assert!(!found.iter().any(|finding| finding.check == "delay"), "{found:?}");
+
+    let there = connect(standby.port, "postgres").await.expect("connected");
+    there.batch_execute("SELECT pg_wal_replay_pause()").await.expect("paused");
+    let remedy = "replay is paused on pg02; run there: SELECT pg_wal_replay_resume()";
+    finds(&on_standby, "delay", Refuse, remedy).await;
+    let found = on_standby.findings(&terms("pg03")).await;
+    assert!(told(&found, "delay", Warn, remedy), "elsewhere it is worth a word: {found:?}");
+    sql.batch_execute("CREATE TABLE t (n int, words text)").await.expect("made");
+    let fill = "INSERT INTO t SELECT n, repeat(md5(n::text), 40) FROM generate_series(1, 60000) n";
+    sql.batch_execute(fill).await.expect("inserted");
+    finds(&on_primary, "lag", Refuse, "wait until it has caught up").await;
+    there.batch_execute("SELECT pg_wal_replay_resume()").await.expect("resumed");
+    let delay = "ALTER SYSTEM SET recovery_min_apply_delay = '5min'";
+    there.batch_execute(delay).await.expect("set");
+    there.batch_execute("SELECT pg_reload_conf()").await.expect("reloaded");
+    finds(&on_standby, "delay", Refuse, "applies WAL 300s late").await;
+}
+
+#[tokio::test]
+async fn a_file_system_that_is_nearly_full_refuses_on_the_primary_and_where_it_moves_to() {
+    // 256 MB in the container that tests run in, and a cluster needs some of that.
+    let server = start_postgres_with(directory_in(Path::new("/dev/shm")), &[]).await;
+    let words = "MB are free at /dev/shm/";
+    finds(&checks("pg01", &server, scene(HEALTHY, &[])), "disk-space", Refuse, words).await;
+    let elsewhere = checks("pg03", &server, scene(HEALTHY, &[]));
+    finds(&elsewhere, "disk-space", Warn, words).await;
+}
+
+#[tokio::test]
+async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
+    let server = start_postgres().await;
+    let maintenance = include_str!("data/crm_mon/maintenance/pgcm-trixie.xml");
+    let failed = include_str!("data/crm_mon/failed-actions/pgcm-trixie.xml");
+    let in_standby = include_str!("data/crm_mon/node-in-standby/pgcm-trixie.xml");
+    let unfenced = HEALTHY.replace("stonith-enabled=\"true\"", "stonith-enabled=\"false\"");
+    let ban = "<rsc_location id=\"cli-ban-msPostgresql-on-pg02\" rsc=\"msPostgresql\"/>";
+    for (crm_mon, constraint, check, severity, words) in [
+        (maintenance, "", "maintenance", Refuse, "--name maintenance-mode --delete"),
+        (failed, "", "fail-count", Warn, "run: crm_resource --cleanup --node"),
+        (in_standby, "", "nodes", Warn, "is in standby mode"),
+        (&unfenced, "", "fencing", Warn, "a lost node may go on taking writes"),
+        (HEALTHY, ban, "constraints", Refuse, "@id='cli-ban-msPostgresql-on-pg02'"),
+    ] {
+        let view = PacemakerView::parse(crm_mon, "Postgresql").expect("recorded");
+        let primary = view.promoted().first().map(|&node| node.to_owned()).expect("one");
+        let checks = checks(&primary, &server, scene(crm_mon, &[constraint]));
+        let found = checks.findings(&terms("pg02")).await;
+        assert!(told(&found, check, severity, words), "{check}: {found:?}");
+        let quiet = self::checks("pg01", &server, scene(HEALTHY, &[]));
+        let quiet = quiet.findings(&terms("pg02")).await;
+        assert!(!quiet.iter().any(|finding| finding.check == check), "{check}: {quiet:?}");
+    }
+}

@@ -1,0 +1,110 @@
+//! Moving the promoted role, against a real etcd; Pacemaker's tools are replayed.
+
+mod support;
+
+use std::{sync::Arc, time::Duration};
+
+use pgcm::{
+    telemetry::log::discard,
+    work::{
+        mover::{MoveError, Mover},
+        publish::CLUSTER,
+    },
+};
+use support::{
+    eventually,
+    stage::{SOON, Scene, Stage, stage},
+};
+
+fn mover(stage: &Stage) -> Mover<Scene, Scene> {
+    let postgres = Arc::new(stage.scene.clone());
+    Mover::new(
+        "pg01".to_owned(),
+        Arc::clone(&stage.pacemaker),
+        postgres,
+        Arc::clone(&stage.etcd),
+        discard(),
+    )
+}
+
+#[tokio::test]
+async fn a_move_ends_when_another_node_is_published_on_a_newer_timeline() {
+    let stage = stage().await;
+    stage.published().await;
+    let mut after = stage.view().await;
+    after.primary.name = "pg02".to_owned();
+    after.primary.timeline = 4;
+    let mover = mover(&stage);
+    let lifetime = Duration::from_secs(60);
+    let moving = mover.migrate("a1", None, SOON, lifetime);
+    let promoting = async {
+        eventually(SOON, "the request is made", || async { stage.scene.calls("--modify") == 1 })
+            .await;
+        stage.put(CLUSTER, &serde_json::to_string(&after).unwrap()).await;
+    };
+    let (moved, ()) = tokio::join!(moving, promoting);
+    assert_eq!(moved.expect("moved"), after.primary);
+    let constraint = stage.scene.0.lock().unwrap().constraints[0].clone();
+    assert!(constraint.contains("value=\"pg02\"") && constraint.contains("date_expression"));
+    assert!(mover.unmigrate("a1").await.expect("removed"));
+    assert!(!mover.unmigrate("a1").await.expect("removed before"));
+}
+
+#[tokio::test]
+async fn a_move_taken_back_while_it_is_asked_for_leaves_no_constraint() {
+    let stage = stage().await;
+    stage.published().await;
+    stage.scene.set(|world| world.modify_takes = Duration::from_millis(500));
+    let mover = mover(&stage);
+    let moving = mover.migrate("a1", None, Duration::from_secs(2), SOON);
+    let taking_back = async {
+        let asking = || async { stage.scene.calls("--modify") == 1 };
+        eventually(SOON, "cibadmin is under way", asking).await;
+        assert!(stage.scene.0.lock().unwrap().constraints.is_empty(), "and has not landed");
+        mover.unmigrate("a1").await
+    };
+    let (moved, taken_back) = tokio::join!(moving, taking_back);
+    moved.expect_err("nobody moves");
+    assert!(taken_back.expect("removed"), "it waited for the constraint, then removed it");
+    assert!(stage.scene.0.lock().unwrap().constraints.is_empty());
+}
+
+#[tokio::test]
+async fn a_move_that_arrives_after_it_was_taken_back_is_refused() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    assert!(!mover.unmigrate("a1").await.expect("nothing was there"));
+    let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("withdrawn");
+    assert!(matches!(error, MoveError::Withdrawn { .. }), "{error}");
+    assert_eq!(stage.scene.calls("--modify"), 0);
+    let limit = Duration::from_millis(300);
+    let error = mover.migrate("a2", None, limit, SOON).await.expect_err("nobody moves");
+    assert!(matches!(error, MoveError::TimedOut { .. }), "{error}");
+    assert_eq!(stage.scene.calls("--modify"), 1, "another attempt is free to move");
+}
+
+#[tokio::test]
+async fn a_move_that_does_not_happen_says_what_was_seen() {
+    let stage = stage().await;
+    stage.published().await;
+    let limit = Duration::from_millis(300);
+    let error = mover(&stage).migrate("a1", None, limit, SOON).await.expect_err("nobody moves");
+    assert!(matches!(error, MoveError::TimedOut { .. }), "{error}");
+    assert!(error.to_string().contains("etcd still names pg01 on timeline 3"), "{error}");
+    let settled = mover(&stage).settle(SOON).await.expect("pg01 is still primary");
+    assert_eq!(settled.name, "pg01");
+}
+
+#[tokio::test]
+async fn a_target_that_does_not_qualify_touches_nothing() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    let error = mover.migrate("a1", Some("pg03"), SOON, SOON).await.expect_err("not synchronous");
+    assert!(error.to_string().contains("name pg02, or nothing"), "{error}");
+    stage.scene.set(|world| world.facts.standbys.clear());
+    let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("no standby");
+    assert!(matches!(error, MoveError::NoTarget(_)), "{error}");
+    assert_eq!(stage.scene.calls("--modify"), 0);
+}
