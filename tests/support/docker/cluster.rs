@@ -10,7 +10,7 @@ use serde_json::Value;
 use tokio::sync::OnceCell;
 
 pub(crate) const NODES: [&str; 3] = ["pg01", "pg02", "pg03"];
-const MACHINES: [&str; 4] = ["pg01", "pg02", "pg03", "app01"];
+pub(crate) const MACHINES: [&str; 4] = ["pg01", "pg02", "pg03", "app01"];
 const BOOT_LIMIT: Duration = Duration::from_secs(900);
 const EXEC_LIMIT: Duration = Duration::from_secs(120);
 
@@ -51,14 +51,19 @@ impl Cluster {
     /// The cluster, booted if need be and whole: primary, both standbys in the roles of its mode
     /// (`PGCM_MODE` in the environment), every agent healthy.
     pub(crate) async fn whole() -> Self {
-        let name = std::env::var("PGCM_CLUSTER").unwrap_or_else(|_| "pgcm-test".to_owned());
-        let cluster = Self { name };
+        let cluster = Self::named();
         BOOTED.get_or_init(|| cluster.boot()).await;
         cluster.becomes_whole(Duration::from_secs(90)).await;
         cluster
     }
 
-    async fn boot(&self) {
+    /// The cluster, whatever its state.
+    pub(crate) fn named() -> Self {
+        Self { name: std::env::var("PGCM_CLUSTER").unwrap_or_else(|_| "pgcm-test".to_owned()) }
+    }
+
+    /// Boots the cluster, or what is missing of it.
+    pub(crate) async fn boot(&self) {
         let debian = std::env::var("PGCM_DEBIAN").unwrap_or_else(|_| "trixie".to_owned());
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/start-cluster.sh");
         let args = vec!["up".to_owned(), "--debian".to_owned(), debian];
@@ -68,19 +73,40 @@ impl Cluster {
 
     /// Runs a command in the container of `machine`.
     pub(crate) async fn exec(&self, machine: &str, command: &[&str]) -> Ended {
+        self.exec_within(machine, command, EXEC_LIMIT).await
+    }
+
+    /// Runs a command in the container of `machine`, at most `limit`.
+    pub(crate) async fn exec_within(
+        &self,
+        machine: &str,
+        command: &[&str],
+        limit: Duration,
+    ) -> Ended {
         let mut args = vec!["exec".to_owned(), self.container(machine)];
         args.extend(command.iter().map(|&word| word.to_owned()));
-        run("docker", args, None, EXEC_LIMIT).await
+        run("docker", args, None, limit).await
     }
 
     pub(crate) async fn kill(&self, machine: &str) {
-        let args = vec!["kill".to_owned(), self.container(machine)];
-        run("docker", args, None, EXEC_LIMIT).await.done();
+        self.docker("kill", machine).await.done();
     }
 
     pub(crate) async fn start(&self, machine: &str) {
-        let args = vec!["start".to_owned(), self.container(machine)];
-        run("docker", args, None, EXEC_LIMIT).await.done();
+        self.docker("start", machine).await.done();
+    }
+
+    /// Has Docker do `verb` to the container of `machine`.
+    pub(crate) async fn docker(&self, verb: &str, machine: &str) -> Ended {
+        let args = vec![verb.to_owned(), self.container(machine)];
+        run("docker", args, None, EXEC_LIMIT).await
+    }
+
+    /// What Docker calls the state of the container of `machine`: running, exited, paused ….
+    pub(crate) async fn state(&self, machine: &str) -> String {
+        let format = "{{.State.Status}}".to_owned();
+        let args = vec!["inspect".to_owned(), "-f".to_owned(), format, self.container(machine)];
+        run("docker", args, None, EXEC_LIMIT).await.stdout.trim().to_owned()
     }
 
     fn container(&self, machine: &str) -> String {
@@ -126,13 +152,21 @@ impl Cluster {
         self.eventually(limit, "the cluster is whole", async || self.missing().await).await;
     }
 
-    /// What the cluster lacks to be whole.
-    async fn missing(&self) -> Option<String> {
+    /// What `pgcm status` says, or why it says nothing.
+    pub(crate) async fn status_if_any(&self) -> Result<Value, String> {
         let answer = self.exec("app01", &["pgcm", "status", "--output", "json"]).await;
         if answer.status != 0 {
-            return Some(answer.to_string());
+            return Err(answer.to_string());
         }
-        let status: Value = serde_json::from_str(&answer.stdout).unwrap();
+        serde_json::from_str(&answer.stdout).map_err(|error| format!("{error}: {answer}"))
+    }
+
+    /// What the cluster lacks to be whole.
+    pub(crate) async fn missing(&self) -> Option<String> {
+        let status = match self.status_if_any().await {
+            Ok(status) => status,
+            Err(why) => return Some(why),
+        };
         let standbys = status["cluster"]["standbys"].as_array().cloned().unwrap_or_default();
         let with = |wanted: &str| {
             let fits = |s: &&Value| s["sync_state"] == wanted && s["state"] == "streaming";

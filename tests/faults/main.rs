@@ -1,0 +1,47 @@
+//! The fault campaign: clients write while nodes, processes, disks and the network between them
+//! fail; afterwards every acknowledged commit must be there.
+//!
+//! `make faults` boots a cluster and runs it; see CONTRIBUTING.md for its arguments. What judges the
+//! rounds and chooses the faults is pure and tested here without a cluster.
+
+#![expect(clippy::unwrap_used, reason = "a test may end at the first surprise")]
+#![cfg_attr(
+    not(feature = "acceptance"),
+    allow(dead_code, reason = "without a cluster only decisions are tested")
+)]
+
+#[cfg(feature = "acceptance")]
+mod campaign;
+#[cfg(feature = "acceptance")]
+#[path = "../support/docker/mod.rs"]
+mod docker;
+#[cfg(feature = "acceptance")]
+mod inject;
+#[cfg(feature = "acceptance")]
+mod ledger;
+mod options;
+mod plan;
+mod random;
+#[cfg(feature = "acceptance")]
+mod recover;
+mod report;
+mod verdict;
+
+#[cfg(feature = "acceptance")]
+#[tokio::test(flavor = "multi_thread")]
+async fn no_fault_loses_an_acknowledged_commit() {
+    let options = options::Options::from_environment().unwrap();
+    let broken = options.broken;
+    let cluster = docker::cluster::Cluster::named();
+    cluster.boot().await;
+    recover::set_mode(&cluster, options.mode).await.unwrap();
+    let rounds = campaign::Campaign::new(cluster, options).run().await.unwrap();
+    println!("\n{}", report::table(&rounds));
+    let bad: Vec<_> = rounds.iter().filter(|round| !round.is_clean()).collect();
+    if broken {
+        assert!(!bad.is_empty(), "the campaign did not see what the broken build loses");
+    } else {
+        let seeds: Vec<_> = bad.iter().map(|round| round.seed).collect();
+        assert!(seeds.is_empty(), "rounds with these seeds went wrong: {seeds:?}");
+    }
+}
