@@ -3,6 +3,12 @@
 # The acceptance cluster has a name of its own: a playground that somebody has running is left alone.
 export PGCM_CLUSTER ?= pgcm-test
 DEBIAN ?= trixie
+# The fault campaign: how many rounds, from which seed, in which replication mode. Also: FAULTS="name …",
+# LENGTH=30m, BROKEN=name of a patch in tests/faults/broken.
+ROUNDS ?= 60
+SEED ?= 1
+MODE ?= sync
+export ROUNDS SEED MODE FAULTS LENGTH BROKEN
 # Every shell file of the checkout, by its first line or by what it tells shellcheck.
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
@@ -12,7 +18,7 @@ RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18
 
-.PHONY: help setup check unit integration versions acceptance test config
+.PHONY: help setup check unit integration versions acceptance faults test config
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -26,7 +32,7 @@ check: setup ## formatting, clippy with warnings denied, shellcheck
 	shellcheck -x $(SCRIPTS)
 
 unit: setup ## pure decisions, recorded output, the command line
-	cargo test --locked --lib --bins --test layers --test shipped_config --test cli
+	cargo test --locked --lib --bins --test layers --test shipped_config --test cli --test faults
 
 integration: setup ## against real programs in the node image; DEBIAN=… BINARIES="agent …"
 	./start-cluster.sh image --debian $(DEBIAN)
@@ -44,6 +50,10 @@ versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 
 
 acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the other release
 	docker/acceptance $(DEBIAN)
+
+# A cluster of its own as well, beside the acceptance one.
+faults: setup ## the fault campaign; ROUNDS=60 SEED=1 MODE=sync|quorum FAULTS="name …" LENGTH=30m
+	PGCM_CLUSTER=$(if $(filter pgcm-test,$(PGCM_CLUSTER)),pgcm-faults,$(PGCM_CLUSTER)) docker/faults $(DEBIAN)
 
 test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=trixie

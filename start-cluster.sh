@@ -24,6 +24,7 @@ Environment:
                   NAME-pg01 ..., network NAME, no published port
   PGCM_BINARY     an already built pgcm to install instead of building one
   PGCM_MODE       same as --mode, which outweighs it
+  PGCM_DISK_MB    gives each node's Postgres a disk of this size (needs root, for loop devices)
   PGCM_LOG_LINES  lines that `logs` prints of each log (default 40)
 TEXT
 }

@@ -65,7 +65,7 @@ systemd_arguments() {
 }
 
 make_node() {
-  local node=$1 host options=() arguments=()
+  local node=$1 host data options=() arguments=()
   mapfile -t options < <(systemd_options)
   mapfile -t arguments < <(systemd_arguments)
   for host in "${nodes[@]}"; do
@@ -75,7 +75,8 @@ make_node() {
     # Fencing kills a container through this.
     options+=(--volume "${DOCKER_SOCKET:-/var/run/docker.sock}:/run/docker.sock")
     # Data on the host's own file system: a container's layered one is slow to sync.
-    options+=(--volume /var/lib/postgresql --volume /var/lib/etcd --volume /var/lib/pacemaker)
+    data=$(data_volume "$node") || return 1
+    options+=(--volume "$data/var/lib/postgresql" --volume /var/lib/etcd --volume /var/lib/pacemaker)
   elif [ "$cluster" = pgcm ]; then
     options+=(--publish 127.0.0.1:6432:6432)
   fi
@@ -83,6 +84,46 @@ make_node() {
   docker create --name "$(container "$node")" --hostname "$node" --label "$label" --stop-timeout 60 \
     --network "$network" --ip "$(address "$node")" "${options[@]}" "$image" /sbin/init "${arguments[@]}" > /dev/null
   install_node_files "$node"
+}
+
+# Prints what holds a node's Postgres: a volume on a small disk of its own with PGCM_DISK_MB, so that it can be
+# filled without filling the host's; otherwise nothing, and Docker makes an unnamed volume.
+data_volume() {
+  local volume disk
+  [ -n "${PGCM_DISK_MB:-}" ] || return 0
+  volume=$(container "$1")-data
+  disk=$(attach_disk "$volume") || return 1
+  docker volume create --label "$label" --opt type=ext4 --opt device="$disk" "$volume" > /dev/null
+  echo "$volume:"
+}
+
+# Where the files are that serve as small disks.
+disk_directory=/var/tmp/pgcm-disks
+
+# Makes a file into a disk with an empty file system and prints its device.
+attach_disk() {
+  local file=$disk_directory/$1 mounted disk
+  as_root mkdir -p "$disk_directory"
+  as_root truncate --size "${PGCM_DISK_MB}M" "$file"
+  as_root mkfs.ext4 -q -m 0 "$file"
+  disk=$(as_root losetup --find --show "$file") || return 1
+  # Docker fills a volume from the image only if it is empty.
+  mounted=$(mktemp -d "$work_dir/disk.XXXXXX")
+  as_root mount "$disk" "$mounted" && as_root rmdir "$mounted/lost+found"
+  as_root umount "$mounted"
+  echo "$disk"
+}
+
+# Detaches this cluster's disks and removes their files.
+remove_disks() {
+  local file device
+  for file in "$disk_directory/$(container pg)"0[123]-data; do
+    [ -e "$file" ] || continue
+    for device in $(as_root losetup --noheadings --output NAME --associated "$file"); do
+      as_root losetup --detach "$device"
+    done
+    as_root rm -f "$file"
+  done
 }
 
 # Where each process start goes through a file system in user space (fuse-overlayfs), Pacemaker's tools
@@ -125,6 +166,7 @@ remove_cluster() {
   ids=$(docker volume ls --quiet --filter "label=$label")
   # shellcheck disable=SC2086
   [ -z "$ids" ] || docker volume rm $ids > /dev/null
+  remove_disks
   ids=$(docker network ls --quiet --filter "label=$label")
   # shellcheck disable=SC2086
   [ -z "$ids" ] || docker network rm $ids > /dev/null

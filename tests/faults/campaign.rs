@@ -115,7 +115,9 @@ impl Campaign {
         let until = self.clock.elapsed();
         let writes = ledger.stop().await;
         let (verdict, lost_later, unchecked) = self.judge(&name, &writes, from, until).await;
-        self.before = unchecked.is_none().then(|| (name, writes.clone()));
+        // What is lost already is not lost once more.
+        let kept = writes.iter().filter(|write| !verdict.lost.contains(&write.key)).cloned();
+        self.before = unchecked.is_none().then(|| (name, kept.collect()));
         Ok(Round {
             seed,
             kind,

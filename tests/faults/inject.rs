@@ -1,6 +1,6 @@
 //! Does to a node what a fault is, and takes it away again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::{
     docker::cluster::{Cluster, Ended, MACHINES, NODES},
@@ -9,6 +9,9 @@ use crate::{
 
 /// For one command in a container; a container that stands still answers nothing at all.
 const LIMIT: Duration = Duration::from_secs(20);
+/// A node that is back before the others have done with fencing it is told that it was fenced, and
+/// its Pacemaker stays down. Machines take longer to boot than containers.
+const BOOT: Duration = Duration::from_secs(12);
 
 /// Sets `$postmaster` to the PID of the node's Postgres.
 const POSTMASTER: &str = "postmaster=$(head -n 1 /var/lib/postgresql/*/main/postmaster.pid); ";
@@ -81,11 +84,7 @@ pub(crate) async fn heal(cluster: &Cluster, fault: Fault, node: &str) -> Result<
         | Fault::CutEtcd
         | Fault::CutCorosync
         | Fault::CutReplication => "iptables -w 10 -F",
-        // Survives a reboot, so that a node that was fenced has to be started first.
-        Fault::DiskFull => {
-            start_if_off(cluster, node).await?;
-            "rm -f /var/lib/postgresql/ballast"
-        }
+        Fault::DiskFull => return free_disk(cluster, node).await,
         _ => return Ok(()),
     };
     if cluster.state(node).await != "running" {
@@ -99,14 +98,25 @@ pub(crate) async fn heal(cluster: &Cluster, fault: Fault, node: &str) -> Result<
     done(&ended)
 }
 
-/// Starts the machine of `node` if it is off: fenced nodes stay so until somebody switches them on.
-///
-/// # Errors
-/// Docker refuses.
-pub(crate) async fn start_if_off(cluster: &Cluster, node: &str) -> Result<(), String> {
-    match cluster.state(node).await.as_str() {
-        "exited" | "created" => done(&cluster.docker("start", node).await),
-        _ => Ok(()),
+/// Starts the machine of `node` if it is off, and has been for as long as a machine needs to boot:
+/// fenced nodes stay off until somebody switches them on.
+pub(crate) async fn start_if_off(cluster: &Cluster, node: &str) {
+    if cluster.off_for(node).await.is_some_and(|off| off >= BOOT) {
+        // What Docker refuses now it may grant at the next turn.
+        let _ = cluster.docker("start", node).await;
+    }
+}
+
+/// Removes what fills the node's disk, which survives a reboot.
+async fn free_disk(cluster: &Cluster, node: &str) -> Result<(), String> {
+    let deadline = Instant::now() + LIMIT + BOOT;
+    loop {
+        start_if_off(cluster, node).await;
+        let freed = shell(cluster, node, "", "rm -f /var/lib/postgresql/ballast").await;
+        match done(&freed) {
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(BOOT / 10).await,
+            freed => return freed,
+        }
     }
 }
 

@@ -53,8 +53,7 @@ pub(crate) async fn whole_within(cluster: &Cluster, limit: Duration) -> Option<S
     let deadline = Instant::now() + limit;
     loop {
         for node in NODES {
-            // What Docker refuses now it may grant at the next turn.
-            let _ = inject::start_if_off(cluster, node).await;
+            inject::start_if_off(cluster, node).await;
         }
         let missing = cluster.missing().await?;
         if Instant::now() >= deadline {

@@ -3,9 +3,10 @@
 use std::{
     fmt,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, UNIX_EPOCH},
 };
 
+use pgcm::edge::clock;
 use serde_json::Value;
 use tokio::sync::OnceCell;
 
@@ -104,8 +105,20 @@ impl Cluster {
 
     /// What Docker calls the state of the container of `machine`: running, exited, paused ….
     pub(crate) async fn state(&self, machine: &str) -> String {
-        let format = "{{.State.Status}}".to_owned();
-        let args = vec!["inspect".to_owned(), "-f".to_owned(), format, self.container(machine)];
+        self.inspect(machine, "{{.State.Status}}").await
+    }
+
+    /// How long the container of `machine` has been off; `None` while it is not.
+    pub(crate) async fn off_for(&self, machine: &str) -> Option<Duration> {
+        let said = self.inspect(machine, "{{.State.Status}} {{.State.FinishedAt}}").await;
+        let since = humantime::parse_rfc3339(said.strip_prefix("exited ")?).ok()?;
+        let since = since.duration_since(UNIX_EPOCH).ok()?;
+        Some(Duration::from_millis(clock::unix_ms()).saturating_sub(since))
+    }
+
+    async fn inspect(&self, machine: &str, format: &str) -> String {
+        let args = ["inspect", "-f", format].map(str::to_owned).into_iter();
+        let args = args.chain([self.container(machine)]).collect();
         run("docker", args, None, EXEC_LIMIT).await.stdout.trim().to_owned()
     }
 
@@ -115,9 +128,11 @@ impl Cluster {
 
     /// Address of `machine` on the cluster's network.
     pub(crate) async fn address(&self, machine: &str) -> String {
-        let format = "{{range .NetworkSettings.Networks}}{{.IPAddress}}{{end}}".to_owned();
-        let args = vec!["inspect".to_owned(), "-f".to_owned(), format, self.container(machine)];
-        run("docker", args, None, EXEC_LIMIT).await.done().trim().to_owned()
+        self.inspect(
+            machine,
+            "{{range .NetworkSettings.Networks}}{{.IPAMConfig.IPv4Address}}{{end}}",
+        )
+        .await
     }
 
     /// The Postgres node that has `address`.
