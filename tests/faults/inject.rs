@@ -21,10 +21,11 @@ const FILL: &str = "cd /var/lib/postgresql
     if [ $(df --block-size=1M --output=size . | tail -n 1) -gt 8000 ]; then
         echo 'too large a disk to fill: boot the cluster with PGCM_DISK_MB=2000' >&2; exit 1
     fi
-    free=$(df --block-size=1 --output=avail . | tail -n 1)
-    fallocate -l \"$free\" ballast || dd if=/dev/zero of=ballast bs=1M status=none
+    free=$(df --block-size=1M --output=avail . | tail -n 1)
+    fallocate --length \"$((free - 2))M\" ballast
+    dd if=/dev/zero of=ballast bs=64k oflag=append conv=notrunc status=none 2> /dev/null
     for _ in 1 2 3 4 5 6 7 8 9 10 11 12; do
-        runuser -u postgres -- timeout 5 psql -X -q -c \"SELECT pg_logical_emit_message(false, \
+        runuser -u postgres -- timeout 3 psql -X -q -c \"SELECT pg_logical_emit_message(false, \
             'fill', repeat('x', 16000000))\" postgres || break
     done > /dev/null 2>&1
     true";
@@ -52,7 +53,7 @@ pub(crate) async fn strike(cluster: &Cluster, fault: Fault, node: &str) -> Resul
         Fault::KillCorosync => shell(cluster, node, "", "kill -KILL $(pgrep -x corosync)").await,
         Fault::StopPostgres => shell(cluster, node, "", "kill -STOP $(pgrep -x postgres)").await,
         Fault::StopCorosync => shell(cluster, node, "", "kill -STOP $(pgrep -x corosync)").await,
-        Fault::DiskFull => shell(cluster, node, "", FILL).await,
+        Fault::DiskFull => cluster.exec_within(node, &["sh", "-c", FILL], 3 * LIMIT).await,
         Fault::Partition
         | Fault::DropIncoming
         | Fault::DropOutgoing
