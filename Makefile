@@ -26,10 +26,11 @@ help: ## show this list
 setup: ## install what builds and tests need (Debian packages)
 	@docker/setup
 
-check: setup ## formatting, clippy with warnings denied, shellcheck
+check: setup ## formatting, clippy with warnings denied, shellcheck, patches of the campaign
 	cargo fmt --all -- --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	shellcheck -x $(SCRIPTS)
+	set -e; for patch in tests/faults/broken/*.patch; do git apply --check "$$patch"; done
 
 unit: setup ## pure decisions, recorded output, the command line
 	cargo test --locked --lib --bins --test layers --test shipped_config --test cli --test faults

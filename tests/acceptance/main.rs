@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use docker::{
     cluster::{Cluster, NODES},
-    load::{Load, Transaction},
+    load::{Crowd, Load, Transaction},
 };
 
 const CLIENTS: usize = 8;
@@ -115,6 +115,29 @@ async fn killing_the_primary_loses_nothing_and_heals_by_itself() {
     cluster.start(primary).await;
     cluster.streams_again(&address, Duration::from_secs(90)).await;
     cluster.becomes_whole(Duration::from_secs(60)).await;
+}
+
+#[tokio::test]
+async fn a_busy_primary_is_not_demoted() {
+    let cluster = Cluster::whole().await;
+    let before = cluster.status().await["cluster"]["primary"].clone();
+    let crowd = Crowd::take_all_slots(&cluster).await;
+    let primary = before["name"].as_str().unwrap();
+    let stop = format!("kill -STOP {}", crowd.pid);
+    cluster.exec(primary, &["sh", "-c", &stop]).await.done();
+    for _ in 0..12 {
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        assert!(crowd.is_full().await, "there are slots left");
+        assert_eq!(cluster.published_primary().await, before["address"].as_str().unwrap());
+    }
+    let go_on = format!("kill -CONT {}", crowd.pid);
+    cluster.exec(primary, &["sh", "-c", &go_on]).await.done();
+    drop(crowd);
+    cluster.becomes_whole(Duration::from_secs(30)).await;
+    // A demotion and a promotion in between would have made a new timeline.
+    assert_eq!(cluster.status().await["cluster"]["primary"], before);
+    let failures = cluster.exec("pg01", &["crm_mon", "-1f"]).await.done();
+    assert!(!failures.contains("fail-count"), "{failures}");
 }
 
 #[tokio::test]

@@ -63,7 +63,10 @@ impl Campaign {
     /// # Errors
     /// A fault could not be injected, or the cluster could not be brought back at all.
     pub(crate) async fn run(mut self) -> Result<Vec<Round>, String> {
-        let seeds = plan::seeds(self.options.seed, &self.options.kinds, self.options.rounds);
+        let seeds = match self.options.seeds.as_slice() {
+            &[first] => plan::seeds(first, &self.options.kinds, self.options.rounds),
+            several => several.to_vec(),
+        };
         let mut rounds = Vec::new();
         for (index, &seed) in seeds.iter().enumerate() {
             if self.options.length.is_some_and(|length| self.clock.elapsed() > length) {
@@ -91,7 +94,7 @@ impl Campaign {
     fn write(&self, rounds: &[Round]) -> Result<(), String> {
         let head = json!({
             "mode": self.options.mode.name(),
-            "seed": self.options.seed,
+            "seeds": self.options.seeds,
             "rounds": rounds.len(),
             "debian": std::env::var("PGCM_DEBIAN").unwrap_or_default(),
         });

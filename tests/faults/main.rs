@@ -34,7 +34,6 @@ async fn no_fault_loses_an_acknowledged_commit() {
     let broken = options.broken;
     let cluster = docker::cluster::Cluster::named();
     cluster.boot().await;
-    recover::set_mode(&cluster, options.mode).await.unwrap();
     let rounds = campaign::Campaign::new(cluster, options).run().await.unwrap();
     println!("\n{}", report::table(&rounds));
     let bad: Vec<_> = rounds.iter().filter(|round| !round.is_clean()).collect();

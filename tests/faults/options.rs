@@ -22,7 +22,8 @@ impl Mode {
 #[derive(Debug)]
 pub(crate) struct Options {
     pub(crate) rounds: usize,
-    pub(crate) seed: u32,
+    /// One to begin with; of several, each is one round.
+    pub(crate) seeds: Vec<u32>,
     pub(crate) mode: Mode,
     pub(crate) kinds: Vec<Kind>,
     /// No round begins after this time.
@@ -38,16 +39,16 @@ impl Options {
     /// The variable that makes no sense, and what it takes.
     pub(crate) fn from_environment() -> Result<Self, String> {
         let faults = env::var("FAULTS").unwrap_or_default();
-        let mode = match env::var("MODE").unwrap_or_default().as_str() {
+        let mode = match env::var("PGCM_MODE").unwrap_or_default().as_str() {
             "" | "sync" => Mode::Sync,
             "quorum" => Mode::Quorum,
-            other => return Err(format!("MODE takes sync or quorum, not '{other}'")),
+            other => return Err(format!("PGCM_MODE takes sync or quorum, not '{other}'")),
         };
         let length = given::<humantime::Duration>("LENGTH", "a duration such as 30m")?;
         let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/target/faults");
         Ok(Self {
             rounds: given("ROUNDS", "a number")?.unwrap_or(60),
-            seed: given("SEED", "a number below 4294967296")?.unwrap_or(1),
+            seeds: seeds()?,
             mode,
             kinds: Kind::named(&faults.split_whitespace().collect::<Vec<_>>())?,
             length: length.map(Into::into),
@@ -55,6 +56,15 @@ impl Options {
             directory: PathBuf::from(directory),
         })
     }
+}
+
+fn seeds() -> Result<Vec<u32>, String> {
+    let text = env::var("SEED").unwrap_or_default();
+    let number = |word: &str| {
+        word.parse().map_err(|_| format!("SEED takes numbers below 4294967296, not '{word}'"))
+    };
+    let seeds = text.split_whitespace().map(number).collect::<Result<Vec<u32>, _>>()?;
+    Ok(if seeds.is_empty() { vec![1] } else { seeds })
 }
 
 fn given<T: FromStr>(name: &str, takes: &str) -> Result<Option<T>, String> {

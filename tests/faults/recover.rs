@@ -9,7 +9,6 @@ use std::{
 use crate::{
     docker::cluster::{Cluster, MACHINES, NODES},
     inject,
-    options::Mode,
     report::Recovery,
 };
 
@@ -31,21 +30,22 @@ pub(crate) async fn whole(cluster: &Cluster) -> Result<Recovery, String> {
     };
     let crm_mon = cluster.exec_within("pg01", &["crm_mon", "-1Afr"], COMMAND).await;
     broken.push_str(&crm_mon.text());
-    for repair in ["crm_resource --cleanup", "a reboot of all nodes"] {
+    for repair in ["crm_resource --cleanup", "a power cycle of all nodes"] {
         if repair.starts_with("crm_resource") {
             for node in NODES {
                 cluster.exec_within(node, &["crm_resource", "--cleanup"], COMMAND).await;
             }
         } else {
+            // Off, all of them; they are switched on again below.
             for node in NODES {
-                cluster.docker("restart", node).await;
+                cluster.docker("kill", node).await;
             }
         }
         if whole_within(cluster, AFTER_REPAIR).await.is_none() {
             return Ok(Recovery::ByHand { broken, repair });
         }
     }
-    Err(format!("neither a cleanup nor a reboot brings the cluster back: {broken}"))
+    Err(format!("neither a cleanup nor a power cycle brings the cluster back: {broken}"))
 }
 
 /// What is missing when `limit` is over; `None` as soon as nothing is.
@@ -79,22 +79,4 @@ pub(crate) async fn keep_logs(cluster: &Cluster, directory: &Path) {
         }
     }
     println!("  logs: {}", directory.display());
-}
-
-/// Sets how the cluster replicates, and waits until it does.
-///
-/// # Errors
-/// Pacemaker refuses, or the cluster does not become whole.
-pub(crate) async fn set_mode(cluster: &Cluster, mode: Mode) -> Result<(), String> {
-    let value = mode.name();
-    let set = ["crm_resource", "--resource", "Postgresql", "--set-parameter", "rep_mode"];
-    let set = [&set[..], &["--parameter-value", value]].concat();
-    let ended = cluster.exec_within("pg01", &set, COMMAND).await;
-    if ended.status != 0 {
-        return Err(format!("rep_mode={value}: {ended}"));
-    }
-    match whole_within(cluster, AFTER_REPAIR).await {
-        Some(missing) => Err(format!("not whole with rep_mode={value}: {missing}")),
-        None => Ok(()),
-    }
 }

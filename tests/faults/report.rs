@@ -33,7 +33,7 @@ pub(crate) struct Round {
 
 impl Round {
     pub(crate) fn lost(&self) -> usize {
-        self.verdict.lost.len() + self.verdict.went_back.len() + self.lost_later
+        self.verdict.lost.len() + self.lost_later
     }
 
     /// Nothing lost, no split, and the data could be checked.

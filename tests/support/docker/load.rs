@@ -10,7 +10,7 @@ use std::{
 
 use pgcm::edge::clock;
 use tokio::{sync::watch, task::JoinHandle};
-use tokio_postgres::{Client, NoTls, SimpleQueryMessage};
+use tokio_postgres::{Client, NoTls, SimpleQueryMessage, error::SqlState};
 
 use super::cluster::Cluster;
 
@@ -175,8 +175,12 @@ async fn connect(cluster: &Cluster) -> Result<Client, tokio_postgres::Error> {
 }
 
 async fn connect_to(address: &str) -> Result<Client, tokio_postgres::Error> {
+    connect_to_port(address, 6432).await
+}
+
+async fn connect_to_port(address: &str, port: u16) -> Result<Client, tokio_postgres::Error> {
     let conninfo =
-        format!("host={address} port=6432 user=app password=app dbname=app connect_timeout=30");
+        format!("host={address} port={port} user=app password=app dbname=app connect_timeout=30");
     let (client, connection) = tokio_postgres::connect(&conninfo, NoTls).await?;
     tokio::spawn(async move {
         // The client reports what broke.
@@ -212,4 +216,39 @@ impl Transaction {
     pub(crate) async fn commit(self) {
         self.client.simple_query("COMMIT").await.unwrap();
     }
+}
+
+/// Connections to the primary's Postgres itself, as many as it takes from people who are no superusers.
+pub(crate) struct Crowd {
+    clients: Vec<Client>,
+    address: String,
+    /// PID of one of their backends.
+    pub(crate) pid: i32,
+}
+
+impl Crowd {
+    pub(crate) async fn take_all_slots(cluster: &Cluster) -> Self {
+        let address = cluster.published_primary().await;
+        let first = past_the_pool(&address).await.unwrap();
+        let rows = first.simple_query("SELECT pg_backend_pid()").await.unwrap();
+        let pid = rows.iter().find_map(first_column).unwrap().parse().unwrap();
+        let mut clients = vec![first];
+        while let Ok(client) = past_the_pool(&address).await {
+            clients.push(client);
+            assert!(clients.len() < 1000, "the server takes any number of connections");
+        }
+        Self { clients, address, pid }
+    }
+
+    /// Whether one more would be refused, and none of them was thrown out.
+    pub(crate) async fn is_full(&self) -> bool {
+        let thrown_out = self.clients.iter().any(Client::is_closed);
+        let refused = past_the_pool(&self.address).await.err();
+        let state = refused.as_ref().and_then(tokio_postgres::Error::code);
+        !thrown_out && state == Some(&SqlState::TOO_MANY_CONNECTIONS)
+    }
+}
+
+async fn past_the_pool(address: &str) -> Result<Client, tokio_postgres::Error> {
+    connect_to_port(address, 5432).await
 }
