@@ -5,6 +5,7 @@
 mod cluster;
 mod conformance;
 mod cost;
+mod quorum;
 mod slots;
 mod validation;
 

@@ -5,6 +5,7 @@
 
 mod context;
 mod demote;
+mod election;
 mod meta_data;
 mod monitor;
 mod notify;
@@ -44,7 +45,7 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
             return OcfCode::Success;
         }
         "start" | "stop" | "monitor" | "status" | "promote" | "demote" | "notify"
-        | "validate-all" => dispatch(action, env, log, begun).await,
+        | "reload-agent" | "validate-all" => dispatch(action, env, log, begun).await,
         _ => Err(Failure::new(OcfCode::Unimplemented, format!("there is no action {action}"))),
     };
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -91,6 +92,8 @@ async fn dispatch(
         "demote" => demote::run(&agent).await,
         "notify" => notify::run(&agent, env).await,
         "validate-all" => validate_all::run(&agent, env).await,
+        // Changed parameters take effect by the duties that every monitor has.
+        "reload-agent" => monitor::run(&agent, false).await.map(|_| OcfCode::Success),
         _ => monitor::run(&agent, is_probe(env)).await,
     }
 }
@@ -98,7 +101,7 @@ async fn dispatch(
 /// Without a data directory nothing can run, so that only starting is an error.
 fn without_data(action: &str, parameters: &Parameters) -> Result<OcfCode, Failure> {
     match action {
-        "stop" | "demote" | "notify" => Ok(OcfCode::Success),
+        "stop" | "demote" | "notify" | "reload-agent" => Ok(OcfCode::Success),
         "monitor" | "status" => Ok(OcfCode::NotRunning),
         _ => Err(Failure::new(
             OcfCode::Installed,
