@@ -5,6 +5,7 @@ use super::{
     claim::{DataStatus, Score, Status},
     lsn::Position,
     quorum::QuorumClaim,
+    quorum_election::Election,
 };
 
 /// What a node's start found on its own disk.
@@ -50,8 +51,8 @@ pub enum Right {
     /// It holds every acknowledged commit: it was the last primary, or its synchronous standby, or nobody
     /// claims anything.
     Complete,
-    /// It is one of a quorum, and has to be elected among them. `holder` is the last primary.
-    Election { claim: QuorumClaim, holder: Option<String> },
+    /// It is one of a quorum, and has to be elected among them.
+    Election(Election),
     /// Asynchronous: the best of those that can be asked.
     BestEffort,
     /// It may lack commits that others are known to hold.
@@ -74,7 +75,7 @@ pub fn right(cib: &Cib, own: &str, names: &Names) -> Right {
     {
         let latest = |node: &&Node| node.data_status(names) == Some(DataStatus::Latest);
         let holder = others().find(latest).map(|node| node.name.clone());
-        return Right::Election { claim, holder };
+        return Right::Election(Election { claim, holder });
     }
     if data == Some(DataStatus::Async) {
         return Right::BestEffort;
@@ -301,7 +302,7 @@ mod tests {
             let cib = cib(vec![node("pg01", &[("score", "1000")], own), last]);
             let word = match right(&cib, "pg01", &names) {
                 Right::Complete => "complete",
-                Right::Election { .. } => "election",
+                Right::Election(_) => "election",
                 Right::BestEffort => "best effort",
                 Right::Nothing { .. } => "nothing",
             };

@@ -1,6 +1,6 @@
 //! Who is elected among the members of a quorum once the primary is gone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use super::{lsn::Position, quorum::QuorumClaim};
 
@@ -15,45 +15,81 @@ pub struct Candidate {
     pub received: Position,
 }
 
+/// An election among a quorum.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Election {
+    pub claim: QuorumClaim,
+    /// The last primary, where it is known: it holds everything, so that it can stand for all.
+    pub holder: Option<String>,
+}
+
 /// What an election says to one candidate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Verdict {
     /// It holds every acknowledged commit.
     Elected,
     /// It has to receive what `leader` holds first.
-    Behind { leader: String, position: Position },
-    /// So many of the members have to be seen, and these were not.
-    TooFewSeen { to_be_seen: usize, missing: Vec<(String, String)> },
+    Behind {
+        leader: String,
+        position: Position,
+    },
+    TooFewSeen(TooFewSeen),
 }
 
-/// Judges by what was heard just now. `holder` is the last primary, where it is known: it holds
-/// everything, so that it can stand for all.
-pub fn elect(
-    claim: &QuorumClaim,
-    holder: Option<&str>,
-    candidate: &Candidate,
-    answers: &Answers,
-) -> Verdict {
-    // Whoever is still replaying an older timeline cannot tell yet where its WAL ends.
-    let heard = |name: &str| {
-        answers.get(name)?.as_ref().ok().filter(|at| at.timeline >= claim.timeline).copied()
-    };
-    let members = || claim.quorum.members().iter().filter(|name| **name != candidate.own);
-    let seen: Vec<_> = members().filter_map(|name| Some((name.as_str(), heard(name)?))).collect();
-    let last_primary = holder.and_then(|name| Some((name, heard(name)?)));
-    let to_be_seen = claim.quorum.to_be_seen();
-    let itself = usize::from(claim.quorum.contains(&candidate.own));
-    if seen.len() + itself < to_be_seen && last_primary.is_none() {
-        let why = |name: &String| match answers.get(name) {
-            Some(Ok(at)) => format!("has replayed up to timeline {} only", at.timeline),
-            Some(Err(why)) => why.clone(),
-            None => "was not asked".to_owned(),
-        };
-        let missing = members().filter(|name| heard(name).is_none());
-        let missing = missing.map(|name| (name.clone(), why(name))).collect();
-        return Verdict::TooFewSeen { to_be_seen, missing };
+/// Why nobody can be elected yet, and what to do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TooFewSeen {
+    pub election: Election,
+    /// The members that did not answer, and why not.
+    pub missing: Vec<(String, String)>,
+}
+
+impl fmt::Display for TooFewSeen {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Election { claim, holder } = &self.election;
+        let missing: Vec<_> =
+            self.missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
+        write!(
+            f,
+            "commits waited for {claim}: to know who holds them all, {} of these must be seen, and there \
+             is no answer from {}. Start one of them, or {}",
+            claim.quorum.to_be_seen(),
+            missing.join(", "),
+            holder.as_deref().unwrap_or("the last primary"),
+        )
     }
-    most_advanced(candidate, seen.into_iter().chain(last_primary))
+}
+
+impl Election {
+    /// Whether it matters where `node` is.
+    pub fn asks(&self, node: &str) -> bool {
+        self.claim.quorum.contains(node) || self.holder.as_deref() == Some(node)
+    }
+
+    /// Judges by what was heard just now.
+    pub fn judge(&self, candidate: &Candidate, answers: &Answers) -> Verdict {
+        let Self { claim, holder } = self;
+        // Whoever is still replaying an older timeline cannot tell yet where its WAL ends.
+        let heard = |name: &str| {
+            answers.get(name)?.as_ref().ok().filter(|at| at.timeline >= claim.timeline).copied()
+        };
+        let members = || claim.quorum.members().iter().filter(|name| **name != candidate.own);
+        let seen: Vec<_> =
+            members().filter_map(|name| Some((name.as_str(), heard(name)?))).collect();
+        let last_primary = holder.as_deref().and_then(|name| Some((name, heard(name)?)));
+        let itself = usize::from(claim.quorum.contains(&candidate.own));
+        if seen.len() + itself < claim.quorum.to_be_seen() && last_primary.is_none() {
+            let why = |name: &String| match answers.get(name) {
+                Some(Ok(at)) => format!("has replayed up to timeline {} only", at.timeline),
+                Some(Err(why)) => why.clone(),
+                None => "is no node of the cluster".to_owned(),
+            };
+            let missing = members().filter(|name| heard(name).is_none());
+            let missing = missing.map(|name| (name.clone(), why(name))).collect();
+            return Verdict::TooFewSeen(TooFewSeen { election: self.clone(), missing });
+        }
+        most_advanced(candidate, seen.into_iter().chain(last_primary))
+    }
 }
 
 /// Judges without a quorum: as good as those who answered know.
@@ -127,7 +163,8 @@ mod tests {
             ("a stranger is ahead", &any(1, &["pg02"]), vec![ahead()], Verdict::Elected),
             ("no member, but all are seen", &any(1, &["pg03"]), vec![equal()], Verdict::Elected),
         ] {
-            let verdict = elect(claim, Some("pg01"), &own(0x500), &answers(&heard));
+            let election = Election { claim: claim.clone(), holder: Some("pg01".to_owned()) };
+            let verdict = election.judge(&own(0x500), &answers(&heard));
             assert_eq!(verdict, expected, "{situation}");
         }
     }
@@ -139,9 +176,13 @@ mod tests {
             (silent(), "connection refused"),
             (Ok(at(1, 0x900)), "has replayed up to timeline 1 only"),
         ] {
-            let verdict = elect(&two, None, &own(0x500), &answers(&[("pg03", heard)]));
+            let election = Election { claim: two.clone(), holder: None };
+            let verdict = election.judge(&own(0x500), &answers(&[("pg03", heard)]));
             let missing = vec![("pg03".to_owned(), reason.to_owned())];
-            assert_eq!(verdict, Verdict::TooFewSeen { to_be_seen: 2, missing });
+            let refused = TooFewSeen { election, missing };
+            let text = refused.to_string();
+            assert!(text.contains("2 of these") && text.contains("pg03 ("), "{text}");
+            assert_eq!(verdict, Verdict::TooFewSeen(refused));
         }
     }
 
@@ -164,10 +205,11 @@ mod tests {
                 .map(|(i, &lsn)| (name(i), if seen[i] { Ok(at(1, lsn)) } else { silent() }))
                 .collect();
             let candidate = Candidate { own: name(0), received: at(1, flushed[0]) };
-            let reached = match elect(&claim, None, &candidate, &answers) {
+            let election = Election { claim, holder: None };
+            let reached = match election.judge(&candidate, &answers) {
                 Verdict::Elected => flushed[0],
                 Verdict::Behind { position, .. } => position.lsn.0,
-                Verdict::TooFewSeen { .. } => return Ok(()),
+                Verdict::TooFewSeen(_) => return Ok(()),
             };
             prop_assert!(reached >= acknowledged, "{flushed:?} {seen:?}");
         }

@@ -24,7 +24,7 @@ use crate::{
         code::OcfCode,
         election::{Right, right},
         lsn::Position,
-        quorum_election::{Answers, Candidate, Verdict, best_of, elect},
+        quorum_election::{Answers, Candidate, Election, TooFewSeen, Verdict, best_of},
         settings::Settings,
     },
 };
@@ -51,42 +51,39 @@ pub(super) async fn hold<R: Run + Clone + 'static>(
     state: &State,
 ) -> Result<Position, Failure> {
     let received = agent.received(state.position, state.checkpoint_timeline);
-    let mut verdict = match right(cib, &agent.node, agent.names()) {
-        Right::Complete => return Ok(received),
-        Right::Nothing { complete } => {
-            let why = format!(
-                "{} does not hold every acknowledged commit, {} may; start one of those",
-                agent.node,
-                if complete.is_empty() { "no known node".to_owned() } else { complete.join(", ") }
-            );
-            return Err(refuse(agent, Score::NEVER, why).await);
-        }
-        Right::Election { .. } | Right::BestEffort => {
-            Verdict::TooFewSeen { to_be_seen: 0, missing: Vec::new() }
-        }
-    };
     let deadline = Instant::now() + agent.share(3, Duration::from_secs(15));
-    let mut fresh = None;
-    while let Verdict::TooFewSeen { .. } = verdict {
-        let cib = fresh.as_ref().unwrap_or(cib);
-        verdict = ask(agent, cib, received, deadline).await;
-        if matches!(verdict, Verdict::TooFewSeen { .. }) {
-            if Instant::now() >= deadline {
-                break;
+    let mut cib = cib.clone();
+    loop {
+        // Asked anew in each round: a claim may have ended meanwhile.
+        let verdict = match right(&cib, &agent.node, agent.names()) {
+            Right::Complete => return Ok(received),
+            Right::Nothing { complete } => {
+                let complete = if complete.is_empty() {
+                    "no known node".to_owned()
+                } else {
+                    complete.join(", ")
+                };
+                let why = format!(
+                    "{} does not hold every acknowledged commit, {complete} may; start one of those",
+                    agent.node
+                );
+                return Err(refuse(agent, Score::NEVER, why).await);
             }
-            sleep(AGAIN).await;
-            fresh = Some(agent.attributes.query().await?);
+            Right::Election(election) => ask(agent, &cib, &election, received, deadline).await,
+            Right::BestEffort => ask_all(agent, &cib, received, deadline).await,
+        };
+        match verdict {
+            Verdict::Elected => return Ok(received),
+            Verdict::Behind { leader, position } => {
+                return catch_up(agent, local, cib.node(&leader), position).await;
+            }
+            Verdict::TooFewSeen(missing) if Instant::now() >= deadline => {
+                return Err(refuse(agent, Score::NEVER, too_few(agent, &missing)).await);
+            }
+            Verdict::TooFewSeen(_) => {}
         }
-    }
-    match verdict {
-        Verdict::Elected => Ok(received),
-        Verdict::Behind { leader, position } => {
-            let cib = fresh.as_ref().unwrap_or(cib);
-            catch_up(agent, local, cib.node(&leader), position).await
-        }
-        Verdict::TooFewSeen { to_be_seen, missing } => {
-            Err(refuse(agent, Score::NEVER, too_few(agent, cib, to_be_seen, &missing)).await)
-        }
+        sleep(AGAIN).await;
+        cib = agent.attributes.query().await?;
     }
 }
 
@@ -98,19 +95,18 @@ pub(super) async fn candidacy<R: Run + Clone + 'static>(
     state: &State,
 ) -> Result<(), Failure> {
     let score = cib.node(&agent.node).and_then(|own| own.score(agent.names()));
-    let election = matches!(right(cib, &agent.node, agent.names()), Right::Election { .. });
-    if !election || !state.exhausted || score.is_some_and(Score::allows_promotion) {
+    let Right::Election(election) = right(cib, &agent.node, agent.names()) else { return Ok(()) };
+    if !state.exhausted || score.is_some_and(Score::allows_promotion) {
         return Ok(());
     }
     let received = agent.received(state.position, state.checkpoint_timeline);
     let deadline = Instant::now() + agent.share(4, Duration::from_secs(3));
-    let score = match ask(agent, cib, received, deadline).await {
+    let score = match ask(agent, cib, &election, received, deadline).await {
         Verdict::Elected => Score::SYNC,
         Verdict::Behind { .. } => Score::BEHIND,
-        Verdict::TooFewSeen { to_be_seen, missing } => {
+        Verdict::TooFewSeen(missing) => {
             warn!(agent.log, "no primary, and too few of the quorum are seen to elect one";
-                "event" => "agent.election.wait",
-                "why" => too_few(agent, cib, to_be_seen, &missing));
+                "event" => "agent.election.wait", "why" => too_few(agent, &missing));
             return Ok(());
         }
     };
@@ -120,30 +116,36 @@ pub(super) async fn candidacy<R: Run + Clone + 'static>(
     Ok(())
 }
 
-/// One round: asks everybody who matters, at once, and judges.
+/// One round of an election: asks everybody who matters, at once, and judges.
 async fn ask<R: Run + Clone + 'static>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    election: &Election,
+    received: Position,
+    deadline: Instant,
+) -> Verdict {
+    let candidate = Candidate { own: agent.node.clone(), received };
+    let matters = |node: &&Node| node.name != agent.node && election.asks(&node.name);
+    let enough =
+        |answers: &Answers| !matches!(election.judge(&candidate, answers), Verdict::TooFewSeen(_));
+    let nodes = cib.nodes.values().filter(matters).collect();
+    let answers = survey(agent, nodes, deadline, enough).await;
+    info!(agent.log, "asked the other nodes for their positions"; "event" => "agent.election.ask",
+        "claim" => %election.claim, "received" => %received, "answers" => ?answers);
+    election.judge(&candidate, &answers)
+}
+
+/// Without a quorum: asks every other node, and judges by those that answer.
+async fn ask_all<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     cib: &Cib,
     received: Position,
     deadline: Instant,
 ) -> Verdict {
     let candidate = Candidate { own: agent.node.clone(), received };
-    let others = cib.nodes.values().filter(|node| node.name != agent.node);
-    let (claim, holder) = match right(cib, &agent.node, agent.names()) {
-        Right::Election { claim, holder } => (claim, holder),
-        _ => {
-            let answers = survey(agent, others.collect(), deadline, |_| false).await;
-            return best_of(&candidate, &answers);
-        }
-    };
-    let matters =
-        |node: &&Node| claim.quorum.contains(&node.name) || holder.as_ref() == Some(&node.name);
-    let judge = |answers: &Answers| elect(&claim, holder.as_deref(), &candidate, answers);
-    let enough = |answers: &Answers| !matches!(judge(answers), Verdict::TooFewSeen { .. });
-    let answers = survey(agent, others.filter(matters).collect(), deadline, enough).await;
-    info!(agent.log, "asked the other nodes for their positions"; "event" => "agent.election.ask",
-        "claim" => %claim, "received" => %received, "answers" => ?answers);
-    judge(&answers)
+    let others = cib.nodes.values().filter(|node| node.name != agent.node).collect();
+    let answers = survey(agent, others, deadline, |_| false).await;
+    best_of(&candidate, &answers)
 }
 
 /// Where each of `nodes` is. Ends by `deadline`, and soon after `enough` have answered.
@@ -260,22 +262,10 @@ async fn refuse<R: Run + Clone>(agent: &Agent<R>, score: Score, why: String) -> 
     Failure::new(OcfCode::Generic, why)
 }
 
-fn too_few<R: Run + Clone>(
-    agent: &Agent<R>,
-    cib: &Cib,
-    to_be_seen: usize,
-    missing: &[(String, String)],
-) -> String {
-    let Right::Election { claim, holder } = right(cib, &agent.node, agent.names()) else {
-        return "the claim of the quorum has ended".to_owned();
-    };
-    let missing: Vec<_> = missing.iter().map(|(name, why)| format!("{name} ({why})")).collect();
-    let holder = holder.unwrap_or_else(|| "the last primary".to_owned());
+fn too_few<R: Run + Clone>(agent: &Agent<R>, seen: &TooFewSeen) -> String {
     format!(
-        "commits waited for {claim}: to know which holds them all, {to_be_seen} of these must be seen, \
-         and there is no answer from {}. Start one of them, or {holder}; or, to give up what only they \
-         may hold: crm_attribute -N {node} -n {name} -v LATEST -l forever",
-        missing.join(", "),
+        "{seen}; or, to give up what only they may hold: crm_attribute -N {node} -n {name} -v LATEST -l \
+         forever",
         node = agent.node,
         name = agent.names().data_status,
     )

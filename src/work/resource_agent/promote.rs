@@ -75,7 +75,7 @@ async fn refuse_if_unfit<R: Run + Clone + 'static>(
     let Some(why) = shutdown_refusal(cib, &agent.node, agent.names(), received) else {
         return Ok(());
     };
-    if let Right::Election { .. } = right(cib, &agent.node, agent.names()) {
+    if let Right::Election(_) = right(cib, &agent.node, agent.names()) {
         // Nothing of it was acknowledged without being on a member that was seen.
         warn!(agent.log, "a node stopped with WAL of its own, and cannot be reached to get it";
             "event" => "agent.promote.without", "why" => why);
