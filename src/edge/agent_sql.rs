@@ -72,6 +72,8 @@ pub struct State {
     pub checkpointer_idle: bool,
     /// WAL streams in; a walreceiver that only waits for a better time does not count.
     pub receives: bool,
+    /// A standby that has read all WAL on its own disk, so that `position` is where that ends.
+    pub exhausted: bool,
     /// The primary's standbys.
     pub rows: Vec<Row>,
 }
@@ -88,7 +90,9 @@ select pg_is_in_recovery(),
        (select timeline_id from pg_control_checkpoint()),
        exists (select from pg_stat_activity where backend_type = 'checkpointer'
                and wait_event in ('CheckpointerMain', 'CheckpointWriteDelay')),
-       exists (select from pg_stat_wal_receiver where status = 'streaming');
+       exists (select from pg_stat_wal_receiver where status = 'streaming'),
+       exists (select from pg_stat_activity where backend_type = 'startup'
+               and wait_event in ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval'));
 select application_name, state, sync_state, flush_lsn from pg_stat_replication
  where state is not null";
 
@@ -146,6 +150,7 @@ impl Local {
             checkpoint_timeline: own.get(6).and_then(|id| id.parse().ok()).unwrap_or(0),
             checkpointer_idle: own.get(7) == Some("t"),
             receives: own.get(8) == Some("t"),
+            exhausted: own.get(8) == Some("t") || own.get(9) == Some("t"),
             rows: rows.map(standby).collect(),
         })
     }
@@ -197,7 +202,7 @@ fn standby(row: &SimpleQueryRow) -> Row {
     Row {
         name: row.get(0).unwrap_or_default().to_owned(),
         streaming: row.get(1) == Some("streaming"),
-        is_sync: row.get(2) == Some("sync"),
+        is_sync: matches!(row.get(2), Some("sync" | "quorum")),
         flushed: lsn(row, 3),
     }
 }
@@ -227,6 +232,11 @@ impl<R: Run> Remote<R> {
             Some((system, Position { timeline, lsn: fields.next()?.parse().ok()? }))
         };
         read().ok_or_else(|| self.strange(&answer))
+    }
+
+    /// Whom the node's commits wait for: its `synchronous_standby_names`.
+    pub async fn sync_names(&self) -> Result<String, SqlError> {
+        Ok(self.ask("SHOW synchronous_standby_names").await?.trim().to_owned())
     }
 
     /// Who the node is, with the history of its timeline.

@@ -8,6 +8,7 @@ use super::command::{Call, CommandError, Output, Run};
 use crate::model::agent::{
     cib::{Cib, CibError, Names},
     claim::{DataStatus, Score},
+    quorum::QuorumClaim,
 };
 
 #[derive(Debug, thiserror::Error)]
@@ -73,8 +74,27 @@ impl<R: Run> Attributes<R> {
         node: &str,
         status: DataStatus,
     ) -> Result<(), AttributeError> {
-        let update = format!("--update={}", status.as_str());
-        let name = self.names.data_status.as_str();
+        self.set_forever(node, &self.names.data_status, status.as_str()).await
+    }
+
+    /// Writes or removes what a node claims of a quorum; the CIB has it when this returns.
+    pub async fn set_quorum_claim(
+        &self,
+        node: &str,
+        claim: Option<&QuorumClaim>,
+    ) -> Result<(), AttributeError> {
+        let name = self.names.quorum.as_str();
+        match claim {
+            Some(claim) => self.set_forever(node, name, &claim.to_string()).await,
+            None => {
+                let args = ["--node", node, "--name", name, "--delete", "--lifetime", "forever"];
+                self.call("crm_attribute", &args).await.map(|_| ())
+            }
+        }
+    }
+
+    async fn set_forever(&self, node: &str, name: &str, value: &str) -> Result<(), AttributeError> {
+        let update = format!("--update={value}");
         let args = ["--node", node, "--name", name, &update, "--lifetime", "forever"];
         self.call("crm_attribute", &args).await.map(|_| ())
     }

@@ -44,13 +44,24 @@ pub struct Standby {
     pub replay_lag_bytes: u64,
 }
 
+impl Standby {
+    /// Whether commits wait for it, alone or as one of a quorum.
+    pub fn is_synchronous(&self) -> bool {
+        self.state == "streaming" && ["sync", "quorum"].contains(&self.sync_state.as_str())
+    }
+
+    /// The lowest of several is the one to move to: the least to replay, in steps so large that two looks
+    /// at standbys that keep up name the same one.
+    pub fn rank(&self) -> (u64, &str) {
+        (self.replay_lag_bytes >> 24, &self.name)
+    }
+}
+
 impl ClusterView {
-    /// The standby that holds every acknowledged commit, if there is one now.
+    /// The standby that the primary would move to: one that commits wait for, if there is one now.
     pub fn synchronous_standby(&self) -> Option<&Standby> {
-        self.standbys.iter().find(|standby| {
-            standby.state == "streaming"
-                && ["sync", "quorum"].contains(&standby.sync_state.as_str())
-        })
+        let synchronous = self.standbys.iter().filter(|standby| standby.is_synchronous());
+        synchronous.min_by_key(|standby| standby.rank())
     }
 
     /// Whether `other` says the same, apart from what changes with every look.
@@ -62,5 +73,43 @@ impl ClusterView {
             view
         };
         still(self) == still(other)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn standby(name: &str, sync_state: &str, replay_lag_bytes: u64) -> Standby {
+        Standby {
+            name: name.to_owned(),
+            address: None,
+            state: "streaming".to_owned(),
+            sync_state: sync_state.to_owned(),
+            replay_lag_bytes,
+        }
+    }
+
+    #[test]
+    fn of_a_quorum_the_one_with_the_least_to_replay_takes_over() {
+        for (first, second, expected) in [
+            (standby("pg02", "quorum", 0), standby("pg03", "quorum", 0), "pg02"),
+            (standby("pg02", "quorum", 4096), standby("pg03", "quorum", 0), "pg02"),
+            (standby("pg02", "quorum", 1 << 30), standby("pg03", "quorum", 0), "pg03"),
+            (standby("pg02", "potential", 0), standby("pg03", "sync", 4096), "pg03"),
+        ] {
+            let view = ClusterView {
+                primary: Primary {
+                    name: "pg01".to_owned(),
+                    address: IpAddr::from([127, 0, 0, 1]),
+                    timeline: 1,
+                },
+                standbys: vec![first, second],
+                quorum: true,
+                system_identifier: "7".to_owned(),
+                observed_at: String::new(),
+            };
+            assert_eq!(view.synchronous_standby().map(|s| s.name.as_str()), Some(expected));
+        }
     }
 }

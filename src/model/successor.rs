@@ -55,7 +55,8 @@ fn seen(standbys: &[Standby]) -> String {
     format!(" ({})", standbys.iter().map(one).collect::<Vec<_>>().join("; "))
 }
 
-/// Chooses the standby that becomes primary: `wanted` if it qualifies, else the synchronous one.
+/// Chooses the standby that becomes primary: `wanted` if it qualifies, else the synchronous one,
+/// of several the one with the least to replay.
 ///
 /// `standbys` are those that the primary sees.
 ///
@@ -70,18 +71,16 @@ pub fn choose<'a>(
     if let Some(node) = wanted {
         return qualifies(view, primary, standbys, node);
     }
+    let mut synchronous: Vec<_> = standbys.iter().filter(|s| s.is_synchronous()).collect();
+    synchronous.sort_by_key(|standby| standby.rank());
     let mut last = None;
-    for standby in standbys.iter().filter(|standby| is_synchronous(standby)) {
+    for standby in synchronous {
         match qualifies(view, primary, standbys, &standby.name) {
             Ok(standby) => return Ok(standby),
             Err(why) => last = Some(why),
         }
     }
     Err(last.unwrap_or_else(|| NoSuccessor::NoneSynchronous { standbys: standbys.to_vec() }))
-}
-
-fn is_synchronous(standby: &Standby) -> bool {
-    standby.state == "streaming" && ["sync", "quorum"].contains(&standby.sync_state.as_str())
 }
 
 fn qualifies<'a>(
@@ -124,8 +123,8 @@ fn qualifies<'a>(
     if standby.state != "streaming" {
         return Err(NoSuccessor::NotStreaming { node, state: standby.state.clone() });
     }
-    if !is_synchronous(standby) {
-        let synchronous = standbys.iter().find(|s| is_synchronous(s)).map(|s| s.name.clone());
+    if !standby.is_synchronous() {
+        let synchronous = standbys.iter().find(|s| s.is_synchronous()).map(|s| s.name.clone());
         let sync_state = standby.sync_state.clone();
         return Err(NoSuccessor::NotSynchronous { node, sync_state, synchronous });
     }

@@ -337,6 +337,20 @@ impl Cluster {
         fs::write(path, format!("{old}\n{text}\n")).expect("written");
     }
 
+    /// Deletes what does not outlive a node's membership, as a power loss of all nodes does.
+    pub(crate) fn forget_transient_attributes(&self) {
+        let path = self.path("cib.xml");
+        let mut cib = fs::read_to_string(&path).expect("a CIB");
+        let (open, close) = ("<transient_attributes", "</transient_attributes>");
+        while let Some((before, rest)) = cib.split_once(open) {
+            let (_, after) = rest.split_once(close).expect("closed");
+            cib = format!("{before}{after}");
+        }
+        // A digest of the old text would be missed.
+        fs::write(&path, cib).expect("written");
+        let _ = fs::remove_file(path.with_extension("xml.sig"));
+    }
+
     /// The recorded calls of Pacemaker's tools since the last [`Self::forget_calls`].
     pub(crate) fn calls(&self) -> Vec<String> {
         let text = fs::read_to_string(self.path("calls")).unwrap_or_default();

@@ -7,6 +7,7 @@ mod cluster;
 mod conformance;
 mod cost;
 mod matrix;
+mod quorum;
 mod rejoin;
 mod slots;
 mod validation;

@@ -10,6 +10,7 @@ use quick_xml::{
 use super::{
     claim::{DataStatus, Score, Status},
     lsn::Position,
+    quorum::QuorumClaim,
 };
 
 /// The attribute names of one resource.
@@ -22,6 +23,7 @@ pub struct Names {
     pub baseline: String,
     pub address: String,
     pub shutdown_lsn: String,
+    pub quorum: String,
 }
 
 impl Names {
@@ -35,6 +37,7 @@ impl Names {
             baseline: format!("{resource}-master-baseline"),
             address: format!("{resource}-address"),
             shutdown_lsn: format!("{resource}-shutdown-lsn"),
+            quorum: format!("{resource}-quorum"),
         }
     }
 }
@@ -59,6 +62,11 @@ impl Node {
 
     pub fn data_status(&self, names: &Names) -> Option<DataStatus> {
         self.permanent.get(&names.data_status).and_then(|value| DataStatus::parse(value))
+    }
+
+    /// The claim to have written with a quorum; one that cannot be read elects nobody.
+    pub fn quorum_claim(&self, names: &Names) -> Option<QuorumClaim> {
+        self.permanent.get(&names.quorum)?.parse().ok()
     }
 
     pub fn score(&self, names: &Names) -> Option<Score> {
@@ -147,13 +155,17 @@ impl Cib {
         claiming.next().filter(|_| claiming.next().is_none())
     }
 
-    /// The online node other than `own` that Pacemaker would promote: the highest score.
-    pub fn promotable_other_than<'a>(&'a self, own: &str, names: &Names) -> Option<&'a Node> {
-        self.nodes
-            .values()
-            .filter(|node| node.name != own && node.online)
-            .filter(|node| node.score(names).is_some_and(Score::allows_promotion))
-            .max_by_key(|node| node.score(names))
+    /// The online nodes other than `own` of which Pacemaker would promote one: those that share the
+    /// highest score.
+    pub fn promotable_other_than<'a>(&'a self, own: &str, names: &Names) -> Vec<&'a Node> {
+        let may = |node: &&Node| {
+            node.name != own
+                && node.online
+                && node.score(names).is_some_and(Score::allows_promotion)
+        };
+        let candidates: Vec<&Node> = self.nodes.values().filter(may).collect();
+        let highest = candidates.iter().map(|node| node.score(names)).max().flatten();
+        candidates.into_iter().filter(|node| node.score(names) == highest).collect()
     }
 }
 
@@ -340,8 +352,11 @@ pub(super) mod tests {
             node("pg01", &[("score", "1000")], None),
             node("pg02", &[("score", "-INFINITY")], None),
             node("pg03", &[("score", "100")], None),
+            node("pg04", &[("score", "10")], None),
+            node("pg05", &[("score", "100")], None),
         ]);
-        let next = cib.promotable_other_than("pg01", &names).expect("one may be promoted");
-        assert_eq!(next.name, "pg03");
+        let next = cib.promotable_other_than("pg01", &names);
+        let next: Vec<_> = next.iter().map(|node| node.name.as_str()).collect();
+        assert_eq!(next, ["pg03", "pg05"]);
     }
 }

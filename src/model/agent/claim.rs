@@ -7,6 +7,8 @@ use std::fmt;
 pub enum Status {
     Primary,
     Sync,
+    /// One of several standbys of which some are waited for.
+    Quorum,
     Potential,
     Async,
     Alone,
@@ -14,13 +16,21 @@ pub enum Status {
 }
 
 impl Status {
-    const ALL: [Self; 6] =
-        [Self::Primary, Self::Sync, Self::Potential, Self::Async, Self::Alone, Self::Stopped];
+    const ALL: [Self; 7] = [
+        Self::Primary,
+        Self::Sync,
+        Self::Quorum,
+        Self::Potential,
+        Self::Async,
+        Self::Alone,
+        Self::Stopped,
+    ];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Primary => "PRI",
             Self::Sync => "HS:sync",
+            Self::Quorum => "HS:quorum",
             Self::Potential => "HS:potential",
             Self::Async => "HS:async",
             Self::Alone => "HS:alone",
@@ -41,19 +51,22 @@ pub enum DataStatus {
     Latest,
     /// The synchronous standby's: every acknowledged commit as well.
     Sync,
+    /// One of several standbys that hold every acknowledged commit together, not each of them alone.
+    Quorum,
     Potential,
     Async,
     Disconnected,
 }
 
 impl DataStatus {
-    const ALL: [Self; 5] =
-        [Self::Latest, Self::Sync, Self::Potential, Self::Async, Self::Disconnected];
+    const ALL: [Self; 6] =
+        [Self::Latest, Self::Sync, Self::Quorum, Self::Potential, Self::Async, Self::Disconnected];
 
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Latest => "LATEST",
             Self::Sync => "STREAMING|SYNC",
+            Self::Quorum => "STREAMING|QUORUM",
             Self::Potential => "STREAMING|POTENTIAL",
             Self::Async => "STREAMING|ASYNC",
             Self::Disconnected => "DISCONNECT",
@@ -81,6 +94,8 @@ impl Score {
 
     pub const PRIMARY: Self = Self(1000);
     pub const SYNC: Self = Self(100);
+    /// Another standby holds more, and this one could not get it.
+    pub const BEHIND: Self = Self(10);
     pub const NEVER: Self = Self(-Self::INFINITE);
 
     /// Whether Pacemaker may promote a node with this score.
@@ -123,7 +138,7 @@ mod tests {
         for status in DataStatus::ALL {
             assert_eq!(DataStatus::parse(status.as_str()), Some(status));
         }
-        for score in [Score::PRIMARY, Score::SYNC, Score::NEVER] {
+        for score in [Score::PRIMARY, Score::SYNC, Score::BEHIND, Score::NEVER] {
             assert_eq!(Score::parse(&score.to_string()), Some(score));
         }
     }

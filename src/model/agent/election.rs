@@ -2,8 +2,10 @@
 
 use super::{
     cib::{Cib, Names, Node},
-    claim::{DataStatus, Score},
+    claim::{DataStatus, Score, Status},
     lsn::Position,
+    quorum::QuorumClaim,
+    quorum_election::Election,
 };
 
 /// What a node's start found on its own disk.
@@ -43,19 +45,83 @@ pub fn start_score(cib: &Cib, own: &str, names: &Names, files: OwnFiles) -> Star
     plain(Score::NEVER)
 }
 
-/// Why node `own`, having received WAL up to `received`, must not be promoted; `None` if it may.
-pub fn promotion_refusal(
-    cib: &Cib,
-    own: &str,
-    names: &Names,
-    received: Position,
-) -> Option<String> {
-    let score = cib.node(own).and_then(|node| node.score(names));
-    if score.is_some_and(|score| !score.allows_promotion()) {
-        return Some(format!(
-            "the promotion score of {own} is -INFINITY: the last primary did not vouch for its data"
-        ));
+/// By what a node may be promoted, as the claims that survive everything say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Right {
+    /// It holds every acknowledged commit: it was the last primary, or its synchronous standby, or nobody
+    /// claims anything.
+    Complete,
+    /// It is one of a quorum, and has to be elected among them.
+    Election(Election),
+    /// Asynchronous: the best of those that can be asked.
+    BestEffort,
+    /// It may lack commits that others are known to hold.
+    Nothing { complete: Vec<String> },
+}
+
+/// Tells by what node `own` may be promoted.
+///
+/// Scores are not asked: one that was set in a race with another promotion is harmless by this.
+pub fn right(cib: &Cib, own: &str, names: &Names) -> Right {
+    let data = cib.node(own).and_then(|node| node.data_status(names));
+    if data.is_some_and(DataStatus::is_complete) {
+        return Right::Complete;
     }
+    let others = || cib.nodes.values().filter(|node| node.name != own);
+    // The claim holds by itself, whatever else was revoked of the node that it is written on.
+    let claims = others().filter_map(|node| node.quorum_claim(names));
+    if let Some(claim) =
+        claims.filter(|claim| claim.quorum.contains(own)).max_by_key(|claim| claim.timeline)
+    {
+        let latest = |node: &&Node| node.data_status(names) == Some(DataStatus::Latest);
+        let holder = others().find(latest).map(|node| node.name.clone());
+        return Right::Election(Election { claim, holder });
+    }
+    if data == Some(DataStatus::Async) {
+        return Right::BestEffort;
+    }
+    let complete = |node: &&Node| {
+        node.data_status(names).is_some_and(DataStatus::is_complete)
+            || node.permanent.contains_key(&names.quorum)
+    };
+    match others().filter(complete).map(|node| node.name.clone()).collect::<Vec<_>>() {
+        // Of a quorum that nobody vouches for no member is known to hold everything.
+        complete if complete.is_empty() && data != Some(DataStatus::Quorum) => Right::Complete,
+        complete => Right::Nothing { complete },
+    }
+}
+
+/// Whether the standbys of a primary that died at node `own` can do without it: one of them holds
+/// everything, or enough of a quorum run.
+pub fn standbys_go_ahead(cib: &Cib, own: &str, names: &Names) -> bool {
+    let next = cib.promotable_other_than(own, names);
+    if next.iter().any(|node| node.data_status(names) == Some(DataStatus::Sync)) {
+        return true;
+    }
+    let claim = cib.node(own).and_then(|node| node.quorum_claim(names));
+    let runs = |node: &Node| {
+        node.online && node.status(names).is_some_and(|status| status != Status::Stopped)
+    };
+    claim.is_some_and(|QuorumClaim { quorum, .. }| {
+        let running = cib.nodes.values().filter(|node| quorum.contains(&node.name) && runs(node));
+        next.iter().any(|node| quorum.contains(&node.name))
+            && running.count() >= quorum.to_be_seen()
+    })
+}
+
+/// Why the score of node `own` forbids its promotion; `None` if it does not.
+pub fn score_refusal(cib: &Cib, own: &str, names: &Names) -> Option<String> {
+    let score = cib.node(own).and_then(|node| node.score(names));
+    score.is_some_and(|score| !score.allows_promotion()).then(|| {
+        format!(
+            "the promotion score of {own} is -INFINITY: the last primary did not vouch for its data"
+        )
+    })
+}
+
+/// Why node `own`, having received WAL up to `received`, lacks what another node stopped with; `None`
+/// if it does not.
+pub fn shutdown_refusal(cib: &Cib, own: &str, names: &Names, received: Position) -> Option<String> {
     let others = cib.nodes.values().filter(|node| node.name != own);
     others.filter_map(|node| Some((node, node.shutdown_position(names)?))).find_map(
         |(node, stopped)| {
@@ -79,6 +145,8 @@ pub struct Revocation {
     pub scores: Vec<String>,
     /// Nodes whose data status becomes `DISCONNECT`.
     pub data_statuses: Vec<String>,
+    /// Nodes, `own` included, whose claim of a quorum ends.
+    pub quorums: Vec<String>,
     /// Nodes whose `shutdown-lsn` has done its work.
     pub shutdown_lsns: Vec<String>,
 }
@@ -91,7 +159,16 @@ pub fn revocation(cib: &Cib, own: &str, names: &Names) -> Revocation {
     };
     Revocation {
         scores: of(&|node| node.score(names).is_some_and(Score::allows_promotion)),
-        data_statuses: of(&|node| node.data_status(names).is_some_and(DataStatus::is_complete)),
+        data_statuses: of(&|node| {
+            let data = node.data_status(names);
+            data.is_some_and(DataStatus::is_complete) || data == Some(DataStatus::Async)
+        }),
+        quorums: cib
+            .nodes
+            .values()
+            .filter(|node| node.permanent.contains_key(&names.quorum))
+            .map(|node| node.name.clone())
+            .collect(),
         shutdown_lsns: of(&|node| node.transient.contains_key(&names.shutdown_lsn)),
     }
 }
@@ -163,7 +240,8 @@ mod tests {
             let own: Vec<_> = score.map(|score| ("score", score)).into_iter().collect();
             let other: Vec<_> = stopped.map(|lsn| ("shutdown-lsn", lsn)).into_iter().collect();
             let cib = cib(vec![node("pg01", &own, None), node("pg02", &other, None)]);
-            let refusal = promotion_refusal(&cib, "pg01", &names, at(2, 0x500));
+            let refusal = score_refusal(&cib, "pg01", &names)
+                .or_else(|| shutdown_refusal(&cib, "pg01", &names, at(2, 0x500)));
             assert_eq!(refusal.is_some(), refused, "{situation}: {refusal:?}");
         }
     }
@@ -180,6 +258,89 @@ mod tests {
         assert_eq!(revoked.scores, ["pg01"]);
         assert_eq!(revoked.data_statuses, ["pg01"]);
         assert_eq!(revoked.shutdown_lsns, ["pg01"]);
+    }
+
+    #[test]
+    fn a_right_comes_from_durable_claims_alone() {
+        let names = Names::of("Postgresql");
+        let both = "1 of pg01,pg02 on timeline 2";
+        for (situation, own, other, written, expected) in [
+            ("the last primary", Some("LATEST"), Some("DISCONNECT"), None, "complete"),
+            ("its synchronous standby", Some("STREAMING|SYNC"), Some("LATEST"), None, "complete"),
+            ("a quorum's member", Some("STREAMING|QUORUM"), Some("LATEST"), Some(both), "election"),
+            ("a member that was lost", Some("DISCONNECT"), Some("LATEST"), Some(both), "election"),
+            (
+                "a quorum of others",
+                Some("STREAMING|QUORUM"),
+                Some("LATEST"),
+                Some("1 of pg02 on timeline 2"),
+                "nothing",
+            ),
+            ("a claim that is ended", Some("STREAMING|QUORUM"), Some("LATEST"), None, "nothing"),
+            (
+                "a claim that cannot be read",
+                Some("STREAMING|QUORUM"),
+                Some("DISCONNECT"),
+                Some("1 of all"),
+                "nothing",
+            ),
+            ("asynchronous", Some("STREAMING|ASYNC"), Some("LATEST"), None, "best effort"),
+            ("potential", Some("STREAMING|POTENTIAL"), Some("LATEST"), None, "nothing"),
+            ("lost", Some("DISCONNECT"), Some("STREAMING|SYNC"), None, "nothing"),
+            (
+                "a member of nobody's quorum",
+                Some("STREAMING|QUORUM"),
+                Some("DISCONNECT"),
+                None,
+                "nothing",
+            ),
+            ("nobody claims anything", Some("DISCONNECT"), Some("DISCONNECT"), None, "complete"),
+        ] {
+            // A score says nothing: this one was set in a race.
+            let mut last = node("pg03", &[], other);
+            last.permanent.extend(written.map(|text| (names.quorum.clone(), text.to_owned())));
+            let cib = cib(vec![node("pg01", &[("score", "1000")], own), last]);
+            let word = match right(&cib, "pg01", &names) {
+                Right::Complete => "complete",
+                Right::Election(_) => "election",
+                Right::BestEffort => "best effort",
+                Right::Nothing { .. } => "nothing",
+            };
+            assert_eq!(word, expected, "{situation}");
+        }
+    }
+
+    #[test]
+    fn a_dead_primary_steps_back_only_for_standbys_that_can_go_ahead() {
+        let names = Names::of("Postgresql");
+        for (situation, data, claim, third, goes) in [
+            ("synchronous", "STREAMING|SYNC", None, "STOP", true),
+            ("potential", "STREAMING|POTENTIAL", None, "HS:potential", false),
+            (
+                "a quorum",
+                "STREAMING|QUORUM",
+                Some("1 of pg02,pg03 on timeline 2"),
+                "HS:quorum",
+                true,
+            ),
+            (
+                "half a quorum",
+                "STREAMING|QUORUM",
+                Some("1 of pg02,pg03 on timeline 2"),
+                "STOP",
+                false,
+            ),
+            ("both needed", "STREAMING|QUORUM", Some("2 of pg02,pg03 on timeline 2"), "STOP", true),
+        ] {
+            let mut own = node("pg01", &[("status", "PRI")], Some("LATEST"));
+            own.permanent.extend(claim.map(|text| (names.quorum.clone(), text.to_owned())));
+            let cib = cib(vec![
+                own,
+                node("pg02", &[("status", "HS:quorum"), ("score", "100")], Some(data)),
+                node("pg03", &[("status", third)], Some(data)),
+            ]);
+            assert_eq!(standbys_go_ahead(&cib, "pg01", &names), goes, "{situation}");
+        }
     }
 
     #[test]

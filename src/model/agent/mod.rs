@@ -2,9 +2,9 @@
 //!
 //! The environment becomes [`parameters`], the cluster's XML becomes [`cib`], the server's files
 //! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
-//! the steps that keep the synchronous standby ([`sync_plan`]) and the replication slots ([`slots`]),
-//! whether a node may come back as it is ([`rejoin`]), and what is wrong with its settings
-//! ([`requirements`]).
+//! the steps that keep the synchronous standbys ([`sync_plan`]) and the replication slots ([`slots`]),
+//! who is elected among a quorum ([`quorum_election`]), whether a node may come back as it is
+//! ([`rejoin`]), and what is wrong with its settings ([`requirements`]).
 
 pub mod backup;
 pub mod cib;
@@ -19,6 +19,9 @@ pub mod lsn;
 pub mod meta_data;
 pub mod parameters;
 pub mod pid_file;
+pub mod quorum;
+pub mod quorum_election;
+mod quorum_plan;
 pub mod rejoin;
 pub mod requirements;
 pub mod rewind;

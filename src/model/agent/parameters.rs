@@ -15,6 +15,8 @@ pub enum ReplicationMode {
     Async,
     /// One named synchronous standby, further potential ones.
     Sync,
+    /// Any so many of all standbys.
+    Quorum,
 }
 
 /// One parameter as `meta-data` documents it.
@@ -132,15 +134,26 @@ pub const DOCUMENTED: &[Documented] = &[
         "sync",
         "Replication mode",
         "sync: one synchronous standby, \
-        named by the agent, and further potential ones. async: none is waited for.",
+        named by the agent, and further potential ones. quorum: any quorum_standbys of all standbys; \
+        after a loss of the primary the most advanced one is promoted, once enough of them have been \
+        asked. async: none is waited for. May be changed while the cluster runs.",
+    ),
+    documented(
+        "quorum_standbys",
+        "integer",
+        "1",
+        "Standbys that a commit waits for",
+        "With \
+        rep_mode=quorum: how many standbys must have flushed a commit before it is acknowledged. After \
+        a loss of the primary, all standbys but quorum_standbys - 1 must be seen to promote one.",
     ),
     documented(
         "strict",
         "boolean",
         "false",
         "Never run unsynchronised",
-        "With rep_mode=sync: when \
-        no standby streams, writes wait instead of being accepted on the primary alone.",
+        "With rep_mode=sync and \
+        quorum: when too few standbys stream, writes wait instead of being accepted on fewer nodes.",
     ),
     documented(
         "rewind",
@@ -149,7 +162,7 @@ pub const DOCUMENTED: &[Documented] = &[
         "Rewind a diverged node",
         "Whether a former primary \
         that holds writes which the new one never had is brought back by pg_rewind. Those writes \
-        were not acknowledged under rep_mode=sync. false: it stays stopped, with the commands.",
+        were not acknowledged under rep_mode=sync and quorum. false: it stays stopped, with the commands.",
     ),
     documented(
         "replication_slots",
@@ -200,6 +213,8 @@ pub struct Parameters {
     pub repuser: String,
     pub conninfo_options: String,
     pub mode: ReplicationMode,
+    /// With [`ReplicationMode::Quorum`]: how many standbys a commit waits for.
+    pub quorum_standbys: usize,
     pub strict: bool,
     pub rewind: bool,
     pub replication_slots: bool,
@@ -216,6 +231,8 @@ pub enum BadParameter {
     #[error("the parameter {name} is `{value}`; expected {expected}")]
     Value { name: &'static str, value: String, expected: &'static str },
 }
+
+const AT_LEAST_ONE: &str = "a number of standbys, at least 1";
 
 impl Parameters {
     /// Reads `OCF_RESKEY_*` and `OCF_RESOURCE_INSTANCE`.
@@ -249,8 +266,13 @@ impl Parameters {
             conninfo_options: conninfo_options.to_owned(),
             mode: match text(env, "rep_mode") {
                 "sync" => ReplicationMode::Sync,
+                "quorum" => ReplicationMode::Quorum,
                 "async" => ReplicationMode::Async,
-                other => return Err(bad("rep_mode", other, "sync or async")),
+                other => return Err(bad("rep_mode", other, "sync, quorum or async")),
+            },
+            quorum_standbys: match parsed(env, "quorum_standbys", AT_LEAST_ONE)? {
+                0 => return Err(bad("quorum_standbys", "0", AT_LEAST_ONE)),
+                number => number,
             },
             strict: boolean(env, "strict")?,
             rewind: boolean(env, "rewind")?,
@@ -382,7 +404,9 @@ mod tests {
             ("pgdata", "relative"),
             ("pgport", "70000"),
             ("address", "pg01"),
-            ("rep_mode", "quorum"),
+            ("rep_mode", "semisync"),
+            ("quorum_standbys", "0"),
+            ("quorum_standbys", "two"),
             ("strict", "perhaps"),
             ("primary_conninfo_opt", "sslmode"),
             ("slot_wal_limit", "-1"),

@@ -1,11 +1,13 @@
 //! The text of `pgcm.conf`, and the lines elsewhere that would defeat it.
 
+use super::quorum::Quorum;
+
 /// The settings that the agent owns.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Settings {
     /// Empty while no upstream is known.
     pub primary_conninfo: String,
-    /// The one synchronous standby.
+    /// Whom commits wait for.
     pub sync_name: SyncName,
     /// Replication slots; `None` leaves all that concerns them to the operator.
     pub slots: Option<SlotSettings>,
@@ -34,6 +36,8 @@ pub enum SyncName {
     None,
     /// A standby that streams.
     Node(String),
+    /// Any so many of these standbys.
+    Quorum(Quorum),
     /// A name that no standby has: writes wait until one is chosen.
     Block,
 }
@@ -47,6 +51,11 @@ impl SyncName {
         match self {
             Self::None => String::new(),
             Self::Node(name) => format!("\"{}\"", name.replace('"', "\"\"")),
+            Self::Quorum(quorum) => {
+                let names: Vec<_> =
+                    quorum.members().iter().map(|name| format!("\"{name}\"")).collect();
+                format!("ANY {} ({})", quorum.needed(), names.join(","))
+            }
             Self::Block => format!("\"{NOBODY}\""),
         }
     }
@@ -56,6 +65,9 @@ impl SyncName {
         if setting.trim().is_empty() {
             return Some(Self::None);
         }
+        if let Some(rest) = setting.strip_prefix("ANY ") {
+            return quorum(rest).map(Self::Quorum).filter(|read| read.setting() == setting);
+        }
         let name = setting.trim().strip_prefix('"')?.strip_suffix('"')?;
         let plain = name.replace("\"\"", "");
         if plain.contains('"') {
@@ -64,6 +76,25 @@ impl SyncName {
         let name = name.replace("\"\"", "\"");
         Some(if name == NOBODY { Self::Block } else { Self::Node(name) })
     }
+}
+
+impl SyncName {
+    /// Whether commits wait for `node`, alone or with others.
+    pub fn names(&self, node: &str) -> bool {
+        match self {
+            Self::Node(name) => name == node,
+            Self::Quorum(quorum) => quorum.contains(node),
+            Self::None | Self::Block => false,
+        }
+    }
+}
+
+/// Reads `1 ("pg02","pg03")`.
+fn quorum(text: &str) -> Option<Quorum> {
+    let (needed, names) = text.split_once(" (")?;
+    let names = names.strip_suffix(')')?.split(',');
+    let plain = |name: &str| Some(name.strip_prefix('"')?.strip_suffix('"')?.to_owned());
+    Quorum::new(needed.parse().ok()?, names.map(plain).collect::<Option<_>>()?)
 }
 
 const HEAD: &str = "# Written by the resource agent ocf:pgcm:pgsql; changes here are lost.\n";
@@ -188,7 +219,18 @@ mod tests {
         let setting = SyncName::Block.setting();
         assert_eq!(SyncName::parse(&setting), Some(SyncName::Block));
         assert_eq!(SyncName::parse("ANY 1 (a, b)"), None);
+        assert_eq!(SyncName::parse("ANY 3 (\"a\",\"b\")"), None);
         assert_eq!(SyncName::parse(""), Some(SyncName::None));
+    }
+
+    #[test]
+    fn a_quorum_reads_back_as_it_was_written() {
+        let quorum = super::super::quorum::tests::quorum(1, &["pg03", "pg02"]);
+        let name = SyncName::Quorum(quorum);
+        assert_eq!(name.setting(), "ANY 1 (\"pg02\",\"pg03\")");
+        assert_eq!(SyncName::parse(&name.setting()), Some(name.clone()));
+        let settings = Settings { sync_name: name, ..Settings::default() };
+        assert_eq!(Settings::parse(&settings.render()), settings);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The ordered steps that keep one synchronous standby, and everybody's attributes true.
+//! The ordered steps that keep the synchronous standbys, and everybody's attributes true.
 //!
 //! Order is everything: a standby is unpromotable in the CIB *before* the primary stops waiting for
 //! it, and promotable only *after* it is in sync again.
@@ -8,6 +8,8 @@ use super::{
     claim::{DataStatus, Score, Status},
     lsn::Lsn,
     parameters::ReplicationMode,
+    quorum::{Quorum, QuorumClaim},
+    quorum_plan,
     settings::SyncName,
 };
 
@@ -17,7 +19,7 @@ pub struct Row {
     /// The standby's `application_name`: its node's name.
     pub name: String,
     pub streaming: bool,
-    /// `sync_state` is `sync`.
+    /// `sync_state` is `sync` or `quorum`.
     pub is_sync: bool,
     pub flushed: Lsn,
 }
@@ -29,7 +31,11 @@ pub struct View<'a> {
     pub cib: &'a Cib,
     pub names: &'a Names,
     pub mode: ReplicationMode,
+    /// How many standbys a commit waits for in quorum mode.
+    pub quorum_standbys: usize,
     pub strict: bool,
+    /// The primary's own.
+    pub timeline: Option<u32>,
     /// Whom the running server waits for; `None` when the setting is not one of ours.
     pub waits_for: Option<&'a SyncName>,
     pub rows: &'a [Row],
@@ -54,17 +60,28 @@ pub enum Step {
     WaitFor(SyncName),
     /// Waits until the node is synchronous and holds every commit acknowledged so far.
     AwaitSync(String),
+    /// Waits until so many of the members hold every commit acknowledged so far.
+    AwaitQuorum(Quorum),
+    /// Writes the claim of a quorum to this node in the CIB, or removes it; done when the step is.
+    Claim(Option<QuorumClaim>),
 }
 
 /// Plans the steps from what is to what should be; empty when all is well.
 pub fn plan(view: View<'_>) -> Vec<Step> {
+    if view.mode == ReplicationMode::Quorum {
+        return quorum_plan::plan(view);
+    }
     let chosen = choose(view);
     let keeps = view.waits_for == Some(&chosen);
     let revoked: Vec<&Node> = others(view)
-        .filter(|node| claims(view, node) && !(keeps && is_named(&chosen, node)))
+        .filter(|node| claims(view, node) && !(keeps && chosen.names(&node.name)))
         .filter(|node| !entitled_without_sync(view, node))
         .collect();
     let mut steps = own_steps(view);
+    if stored_claim(view).is_some() {
+        // Left by quorum mode: before commits wait for others, nobody may be elected by it any more.
+        steps.push(Step::Claim(None));
+    }
     steps.extend(
         revoked
             .iter()
@@ -72,7 +89,7 @@ pub fn plan(view: View<'_>) -> Vec<Step> {
             .map(|node| Step::Score { node: node.name.clone(), score: Score::NEVER }),
     );
     let data: Vec<_> = others(view)
-        .filter(|node| !(keeps && is_named(&chosen, node)))
+        .filter(|node| !(keeps && chosen.names(&node.name)))
         .filter_map(|node| {
             let wanted = unclaimed_data_status(view, node);
             (node.data_status(view.names) != Some(wanted)).then(|| (node.name.clone(), wanted))
@@ -89,7 +106,7 @@ pub fn plan(view: View<'_>) -> Vec<Step> {
         steps.push(Step::WaitFor(chosen.clone()));
     }
     for node in others(view).filter(|node| node.online && streams(view, &node.name)) {
-        if is_named(&chosen, node) {
+        if chosen.names(&node.name) {
             steps.extend(grant(view, node, keeps));
         } else {
             steps.extend(follower_steps(view, node));
@@ -101,8 +118,9 @@ pub fn plan(view: View<'_>) -> Vec<Step> {
 /// Whether the plan takes from a node the right to be promoted because it is not streaming; such a
 /// plan deserves a second look, since a walreceiver that reconnects is away for a moment only.
 pub fn loses_standby(view: View<'_>) -> bool {
-    let named = |node: &&Node| view.waits_for.is_some_and(|name| is_named(name, node));
-    others(view).find(named).is_some_and(|node| node.online && !streams(view, &node.name))
+    let named = |node: &Node| view.waits_for.is_some_and(|name| name.names(&node.name));
+    let lost = |node: &Node| node.online && !leaves(view, node) && !streams(view, &node.name);
+    others(view).any(|node| named(node) && lost(node))
 }
 
 /// Whom the primary should wait for.
@@ -131,7 +149,7 @@ fn choose(view: View<'_>) -> SyncName {
 }
 
 /// What the primary says of itself, where it differs.
-fn own_steps(view: View<'_>) -> Vec<Step> {
+pub(super) fn own_steps(view: View<'_>) -> Vec<Step> {
     let Some(node) = view.cib.node(view.own) else { return Vec::new() };
     let mut steps = Vec::new();
     if node.data_status(view.names) != Some(DataStatus::Latest) {
@@ -164,7 +182,7 @@ fn grant(view: View<'_>, node: &Node, keeps: bool) -> Vec<Step> {
 fn follower_steps(view: View<'_>, node: &Node) -> Vec<Step> {
     let (score, status) = match view.mode {
         ReplicationMode::Async => (Score::SYNC, Status::Async),
-        ReplicationMode::Sync => (Score::NEVER, Status::Potential),
+        ReplicationMode::Sync | ReplicationMode::Quorum => (Score::NEVER, Status::Potential),
     };
     // A revocation is in the plan already.
     let revoked = score == Score::NEVER && may_be_promoted(view, node);
@@ -178,34 +196,42 @@ fn unclaimed_data_status(view: View<'_>, node: &Node) -> DataStatus {
     match (streams(view, &node.name), view.mode) {
         (false, _) => DataStatus::Disconnected,
         (true, ReplicationMode::Async) => DataStatus::Async,
-        (true, ReplicationMode::Sync) => DataStatus::Potential,
+        (true, ReplicationMode::Sync | ReplicationMode::Quorum) => DataStatus::Potential,
     }
 }
 
-fn score_step(view: View<'_>, node: &Node, score: Score) -> Option<Step> {
+pub(super) fn score_step(view: View<'_>, node: &Node, score: Score) -> Option<Step> {
     let differs = node.score(view.names) != Some(score);
     differs.then(|| Step::Score { node: node.name.clone(), score })
 }
 
-fn status_step(view: View<'_>, node: &Node, status: Status) -> Option<Step> {
+pub(super) fn status_step(view: View<'_>, node: &Node, status: Status) -> Option<Step> {
     let differs = node.status(view.names) != Some(status);
     differs.then(|| Step::Status { node: node.name.clone(), status })
 }
 
-fn others(view: View<'_>) -> impl Iterator<Item = &Node> {
+pub(super) fn others(view: View<'_>) -> impl Iterator<Item = &Node> {
     view.cib.nodes.values().filter(move |node| node.name != view.own)
 }
 
+/// The row of a standby that streams, and means to go on.
 fn row<'a>(view: View<'a>, name: &str) -> Option<&'a Row> {
-    view.rows.iter().find(|row| row.name == name && row.streaming)
+    let stays = view.cib.node(name).is_none_or(|node| !leaves(view, node));
+    view.rows.iter().find(|row| row.name == name && row.streaming && stays)
 }
 
-fn streams(view: View<'_>, name: &str) -> bool {
+/// A standby that is about to be stopped says so before it stops.
+fn leaves(view: View<'_>, node: &Node) -> bool {
+    node.status(view.names) == Some(Status::Stopped)
+}
+
+/// What is written down of a quorum on the primary's node, whether or not it can be read.
+pub(super) fn stored_claim<'a>(view: View<'a>) -> Option<&'a str> {
+    view.cib.node(view.own)?.permanent.get(&view.names.quorum).map(String::as_str)
+}
+
+pub(super) fn streams(view: View<'_>, name: &str) -> bool {
     row(view, name).is_some()
-}
-
-fn is_named(name: &SyncName, node: &Node) -> bool {
-    matches!(name, SyncName::Node(name) if *name == node.name)
 }
 
 fn may_be_promoted(view: View<'_>, node: &Node) -> bool {

@@ -32,7 +32,9 @@ impl Case {
             cib: &self.cib,
             names: &names,
             mode: self.mode,
+            quorum_standbys: 1,
             strict: self.strict,
+            timeline: Some(1),
             waits_for: Some(&self.waits_for),
             rows: &self.rows,
         })

@@ -15,7 +15,7 @@ use crate::{
     edge::peer::{Peer, PeerError, pb},
     error::chain,
     model::{
-        cluster::{ClusterView, Standby},
+        cluster::ClusterView,
         finding::{Finding, OVERRIDABLE, Severity},
         registration::AgentKind,
     },
@@ -382,10 +382,6 @@ fn judge_members(view: &ClusterView, agents: &[Arc<Agent>], findings: &mut Vec<F
     }
 }
 
-fn takes_over(standby: &Standby) -> bool {
-    standby.state == "streaming" && ["sync", "quorum"].contains(&standby.sync_state.as_str())
-}
-
 fn judge_target(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
     let Some(target) = &options.target else {
         let words = "no standby is synchronous, so none surely holds every commit; look at \
@@ -400,7 +396,7 @@ fn judge_target(options: &FailoverOptions, view: &ClusterView) -> Option<Finding
         return Some(Finding::refuse("target", words));
     }
     match view.standbys.iter().find(|standby| standby.name == *target) {
-        Some(standby) if takes_over(standby) => None,
+        Some(standby) if standby.is_synchronous() => None,
         Some(standby) => Some(Finding::refuse(
             "target",
             format!(

@@ -243,7 +243,7 @@ impl<R: Run + Clone> Agent<R> {
     /// The settings of a standby of `upstream`, which also hold in the moment after its promotion.
     pub(super) fn standby_settings(&self, upstream: Option<&Node>) -> Settings {
         let address = upstream.and_then(|node| node.address(self.names()));
-        let blocks = self.parameters.strict && self.parameters.mode == ReplicationMode::Sync;
+        let blocks = self.parameters.strict && self.parameters.mode != ReplicationMode::Async;
         Settings {
             primary_conninfo: address.map(|address| self.conninfo(address)).unwrap_or_default(),
             sync_name: if blocks { SyncName::Block } else { SyncName::None },

@@ -2,15 +2,18 @@
 
 use std::time::Duration;
 
-use slog::{info, warn};
-use tokio::time::{Instant, sleep};
+use slog::{Logger, info, warn};
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep},
+};
 
 use super::{
     context::{Agent, Failure},
     data, shutdown,
 };
 use crate::{
-    edge::{attributes::AttributeError, command::Run},
+    edge::{agent_sql::Remote, attributes::AttributeError, command::Run},
     error::chain,
     model::agent::{
         cib::{Cib, Node},
@@ -18,16 +21,19 @@ use crate::{
         code::OcfCode,
         condition::Condition,
         control_data::ControlData,
-        election::holds_shutdown,
+        election::{holds_shutdown, standbys_go_ahead},
         lsn::Position,
+        parameters::ReplicationMode,
     },
 };
 
 /// Shuts the primary down and starts it as a standby of the node that is to be promoted.
 ///
 /// That node is asked whether it received the shutdown checkpoint. If it did not, it loses the right
-/// to be promoted and this node gets it back, so that Pacemaker promotes this node again.
-pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+/// to be promoted and this node gets it back, so that Pacemaker promotes this node again. Where several
+/// nodes share the highest score, any of them may be promoted: then all must have received it, or the
+/// position is published, and whoever is promoted gets up to there first.
+pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     let pid = match agent.condition_from_files().await? {
         (Condition::Standby | Condition::StartingStandby, _) => return Ok(OcfCode::Success),
         (_, Some(pid)) => pid,
@@ -43,29 +49,30 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
             "event" => "agent.demote.blind", "error" => %chain(&error));
         Cib::default()
     });
-    let heir = heir(agent, &cib);
+    let heirs = cib.promotable_other_than(&agent.node, agent.names());
     // Before anything starts again, and with it changes what the file says.
     let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
-    let (proven, started) =
-        tokio::join!(hand_over(agent, heir, &control), start_standby(agent, heir));
+    let (proven, started) = tokio::join!(
+        hand_over(agent, &heirs, &control),
+        start_standby(agent, heirs.last().copied())
+    );
     proven?;
     started?;
     agent.poke();
     Ok(OcfCode::Success)
 }
 
-/// Demotes a primary that has died: it is none any more, and lets the synchronous standby go ahead,
-/// which holds every acknowledged commit and needs no crash recovery.
+/// Demotes a primary that has died: it is none any more, and lets its synchronous standbys go ahead:
+/// they hold every acknowledged commit and need no crash recovery.
 ///
-/// With no such standby this node has to go on: its server is started again, as a standby, so that
-/// it can be promoted. Otherwise the next monitor reports it as stopped, and `start` decides how it
-/// may come back.
+/// With none that can, this node has to go on: its server is started again, as a standby, so that it
+/// can be promoted. Otherwise the next monitor reports it as stopped, and `start` decides how it may
+/// come back.
 async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     shutdown::end_orphans(agent).await?;
     let farewell = async {
         let cib = agent.attributes.query().await?;
-        let data = heir(agent, &cib).and_then(|heir| heir.data_status(agent.names()));
-        if data == Some(DataStatus::Sync) {
+        if standbys_go_ahead(&cib, &agent.node, agent.names()) {
             step_back(agent).await?;
             return Ok(false);
         }
@@ -76,13 +83,14 @@ async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fail
         false
     });
     if goes_on && data::crashed_whole(agent).await {
+        if agent.parameters.mode == ReplicationMode::Quorum {
+            // Until it has replayed its own WAL, no election may count on what it says.
+            let name = &agent.names().status;
+            agent.attributes.set(&agent.node, name, Status::Stopped.as_str()).await?;
+        }
         start_standby(agent, None).await?;
     }
     Ok(OcfCode::Success)
-}
-
-fn heir<'a, R: Run + Clone>(agent: &Agent<R>, cib: &'a Cib) -> Option<&'a Node> {
-    cib.promotable_other_than(&agent.node, agent.names())
 }
 
 /// Gives up this node's promotion score and status; the claim to the newest data stays until
@@ -105,11 +113,11 @@ async fn start_standby<R: Run + Clone>(
     Ok(())
 }
 
-/// Lets the heir prove that it has everything up to where this primary stopped; otherwise publishes
-/// that position, and takes the role back.
-async fn hand_over<R: Run + Clone>(
+/// Lets the heirs prove that they have everything up to where this primary stopped; otherwise publishes
+/// that position, and takes the role back from the one heir.
+async fn hand_over<R: Run + Clone + 'static>(
     agent: &Agent<R>,
-    heir: Option<&Node>,
+    heirs: &[&Node],
     control: &ControlData,
 ) -> Result<(), Failure> {
     if !control.cleanly_stopped_primary() {
@@ -118,33 +126,53 @@ async fn hand_over<R: Run + Clone>(
         return Ok(());
     }
     let stopped = Position { timeline: control.checkpoint_timeline, lsn: control.checkpoint };
-    if heir_holds(agent, heir, stopped).await {
+    if all_hold(agent, heirs, stopped).await {
         return Ok(());
     }
     let name = &agent.names().shutdown_lsn;
     let published = agent.attributes.set(&agent.node, name, &stopped.to_string()).await;
-    agent.tolerate("shutdown position", published);
-    match heir {
-        Some(heir) => take_back(agent, heir, stopped).await,
-        None => Ok(()),
+    match heirs {
+        [heir] => {
+            agent.tolerate("shutdown position", published);
+            take_back(agent, heir, stopped).await
+        }
+        // Nothing but this mark keeps an heir that lacks the end from being promoted without it.
+        [_, _, ..] => published.map_err(Failure::from),
+        [] => {
+            agent.tolerate("shutdown position", published);
+            Ok(())
+        }
     }
 }
 
-/// Asks the heir until it has received the shutdown checkpoint, or a part of the budget is spent.
-async fn heir_holds<R: Run + Clone>(
+/// Whether there are heirs, and all of them hold the shutdown checkpoint.
+async fn all_hold<R: Run + Clone + 'static>(
     agent: &Agent<R>,
-    heir: Option<&Node>,
+    heirs: &[&Node],
     stopped: Position,
 ) -> bool {
-    let Some(address) = heir.and_then(|node| node.address(agent.names())) else { return false };
     let limit = agent.share(3, Duration::from_secs(5));
-    let deadline = Instant::now() + limit;
-    let remote = agent.remote(address, limit);
+    let mut asked = JoinSet::new();
+    for heir in heirs {
+        let Some(address) = heir.address(agent.names()) else { return false };
+        asked.spawn(holds(agent.remote(address, limit), stopped, agent.log.clone()));
+    }
+    let mut proven = !heirs.is_empty();
+    while let Some(answer) = asked.join_next().await {
+        proven &= answer.unwrap_or(false);
+    }
+    proven
+}
+
+/// Asks an heir until it has received the shutdown checkpoint, or its limit has passed.
+async fn holds<R: Run>(remote: Remote<R>, stopped: Position, log: Logger) -> bool {
+    let deadline = Instant::now() + remote.limit;
+    let address = &remote.address;
     loop {
         let answer = remote.identify().await;
         match &answer {
             Ok((_, received)) if holds_shutdown(*received, stopped) => {
-                info!(agent.log, "the standby holds the shutdown checkpoint";
+                info!(log, "the standby holds the shutdown checkpoint";
                     "event" => "agent.demote.proven", "address" => address,
                     "stopped" => %stopped, "received" => %received);
                 return true;
@@ -154,7 +182,7 @@ async fn heir_holds<R: Run + Clone>(
                     Ok((_, received)) => format!("received {received}"),
                     Err(error) => chain(&error).to_string(),
                 };
-                warn!(agent.log, "the standby does not hold the shutdown checkpoint";
+                warn!(log, "the standby does not hold the shutdown checkpoint";
                     "event" => "agent.demote.unproven", "address" => address,
                     "stopped" => %stopped, "standby" => said);
                 return false;

@@ -23,7 +23,7 @@ use crate::{
 /// Tells the server's role and, unless this is a probe, does what the role demands.
 ///
 /// A server that does not answer in time keeps the role that its files show.
-pub(super) async fn run<R: Run + Clone>(
+pub(super) async fn run<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     is_probe: bool,
 ) -> Result<OcfCode, Failure> {

@@ -12,7 +12,7 @@ use crate::{edge::command::Run, model::agent::code::OcfCode};
 
 /// After a promotion elsewhere the standby is repointed; after any change the primary looks at its
 /// standbys. Always succeeds: Pacemaker ignores the result, and the monitor is the truth.
-pub(super) async fn run<R: Run + Clone>(
+pub(super) async fn run<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     env: &BTreeMap<String, String>,
 ) -> Result<OcfCode, Failure> {
@@ -30,7 +30,7 @@ pub(super) async fn run<R: Run + Clone>(
     Ok(OcfCode::Success)
 }
 
-async fn look<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
+async fn look<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<(), Failure> {
     let local = agent.connect(agent.share(3, Duration::from_secs(3))).await?;
     let state = local.state().await?;
     if !state.in_recovery {

@@ -1,6 +1,6 @@
-//! The primary's duties: one synchronous standby, and true attributes on all nodes.
+//! The primary's duties: its synchronous standbys, and true attributes on all nodes.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use nix::sys::signal::Signal;
 use slog::{error, info, warn};
@@ -21,7 +21,7 @@ use crate::{
         claim::Status,
         code::OcfCode,
         settings::{Settings, SyncName},
-        sync_plan::{Step, View, loses_standby, plan},
+        sync_plan::{Row, Step, View, loses_standby, plan},
     },
 };
 
@@ -57,7 +57,8 @@ pub(super) async fn duties<R: Run + Clone>(
         state = local.state().await?;
     }
     let steps = plan(view(agent, &cib, &state, &waits_for(&state)));
-    if steps.iter().any(changes_waiting) && !still_has_quorum(agent).await? {
+    let changes = |step: &Step| changes_waiting(step) || matches!(step, Step::Claim(_));
+    if steps.iter().any(changes) && !still_has_quorum(agent).await? {
         return Ok(());
     }
     slots::keep_on_primary(agent, local, &cib, &state).await;
@@ -113,7 +114,9 @@ fn view<'a, R: Run + Clone>(
         cib,
         names: agent.names(),
         mode: agent.parameters.mode,
+        quorum_standbys: agent.parameters.quorum_standbys,
         strict: agent.parameters.strict,
+        timeline: state.timeline,
         waits_for: waits_for.as_ref(),
         rows: &state.rows,
     }
@@ -137,7 +140,16 @@ async fn carry_out<R: Run + Clone>(
             agent.attributes.confirm_unpromotable(&nodes, limit).await?;
         }
         Step::WaitFor(name) => wait_for(agent, local, name).await?,
-        Step::AwaitSync(node) => await_sync(agent, local, &node).await?,
+        Step::AwaitSync(node) => {
+            let members = BTreeSet::from([node]);
+            await_flushed(agent, local, 1, &members).await?;
+        }
+        Step::AwaitQuorum(quorum) => {
+            await_flushed(agent, local, quorum.needed(), quorum.members()).await?;
+        }
+        Step::Claim(claim) => {
+            agent.attributes.set_quorum_claim(&agent.node, claim.as_ref()).await?;
+        }
     }
     Ok(())
 }
@@ -170,33 +182,38 @@ async fn wait_for<R: Run + Clone>(
     Ok(())
 }
 
-/// Waits until `node` is synchronous for good and holds all that was acknowledged before.
-async fn await_sync<R: Run + Clone>(
+/// Waits until `needed` of `members` are synchronous for good and hold all that was acknowledged before.
+async fn await_flushed<R: Run + Clone>(
     agent: &Agent<R>,
     local: &Local,
-    node: &str,
+    needed: usize,
+    members: &BTreeSet<String>,
 ) -> Result<(), Failure> {
     let deadline = Instant::now() + agent.share(3, Duration::from_secs(3));
     let mut since = None;
     let mut target = None;
     loop {
         let state = local.state().await?;
-        let row = state.rows.iter().find(|row| row.name == node && row.streaming && row.is_sync);
-        match (row, since, target) {
-            (None, ..) => (since, target) = (None, None),
-            (Some(_), None, _) => since = Some(Instant::now()),
-            (Some(_), Some(first), None)
-                if first.elapsed() >= SETTLED && state.checkpointer_idle =>
-            {
+        let waited_for = |row: &&Row| row.streaming && row.is_sync && members.contains(&row.name);
+        let rows: Vec<&Row> = state.rows.iter().filter(waited_for).collect();
+        let caught_up = |target| rows.iter().filter(|row| row.flushed >= target).count() >= needed;
+        match (since, target) {
+            _ if rows.len() < needed => (since, target) = (None, None),
+            (None, _) => since = Some(Instant::now()),
+            (Some(first), None) if first.elapsed() >= SETTLED && state.checkpointer_idle => {
                 target = Some(state.position);
             }
-            (Some(row), Some(_), Some(target)) if row.flushed >= target => return Ok(()),
+            (Some(_), Some(target)) if caught_up(target) => return Ok(()),
             _ => {}
         }
         if Instant::now() >= deadline {
+            let members: Vec<_> = members.iter().map(String::as_str).collect();
             return Err(Failure::new(
                 OcfCode::Generic,
-                format!("{node} is not in sync yet; it stays unpromotable"),
+                format!(
+                    "{} not in sync yet ({needed} needed); what rests on that has to wait",
+                    members.join(", ")
+                ),
             ));
         }
         sleep(Duration::from_millis(10)).await;

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
-use slog::{error, info};
+use slog::{error, info, warn};
 use tokio::time::{Instant, sleep};
 
-use super::context::{Agent, Failure};
+use super::{
+    context::{Agent, Failure},
+    election,
+};
 use crate::{
     edge::{
         agent_sql::{Local, State},
@@ -17,7 +20,7 @@ use crate::{
         claim::{DataStatus, Score, Status},
         code::OcfCode,
         condition::Condition,
-        election::{promotion_refusal, revocation},
+        election::{Right, revocation, right, score_refusal, shutdown_refusal},
         lsn::Lsn,
     },
 };
@@ -26,7 +29,7 @@ use crate::{
 const POLL: Duration = Duration::from_millis(3);
 
 /// Promotes the local server and returns once it accepts writes.
-pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     let found = agent.condition_from_files().await?.0;
     if matches!(found, Condition::Stopped | Condition::Orphaned) {
         return Err(Failure::new(OcfCode::NotRunning, "Postgres does not run, cannot be promoted"));
@@ -46,7 +49,12 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
         agent.poke();
         return Ok(OcfCode::Success);
     }
-    refuse_if_behind(agent, &cib, &state).await?;
+    refuse_if_unfit(agent, &local, &cib, &state).await?;
+    let cib = match right(&cib, &agent.node, agent.names()) {
+        Right::Complete => cib,
+        // The election took a while.
+        _ => agent.attributes.query().await?,
+    };
     end_claims_of_others(agent, &cib).await?;
     info!(agent.log, "promoting"; "event" => "agent.promote.begin", "from" => %state.replayed);
     local.promote().await?;
@@ -65,16 +73,26 @@ fn promoted_already<R: Run + Clone>(agent: &Agent<R>, error: &Failure) -> OcfCod
     OcfCode::Success
 }
 
-/// Refuses when another node stopped at a position that this one never received.
-async fn refuse_if_behind<R: Run + Clone>(
+/// Refuses when this node may lack what was acknowledged, or what another node stopped with.
+async fn refuse_if_unfit<R: Run + Clone + 'static>(
     agent: &Agent<R>,
+    local: &Local,
     cib: &Cib,
     state: &State,
 ) -> Result<(), Failure> {
-    let received = agent.received(state.position, state.checkpoint_timeline);
-    let Some(why) = promotion_refusal(cib, &agent.node, agent.names(), received) else {
+    if let Some(why) = score_refusal(cib, &agent.node, agent.names()) {
+        return Err(Failure::new(OcfCode::Generic, why));
+    }
+    let received = election::hold(agent, local, cib, state).await?;
+    let Some(why) = shutdown_refusal(cib, &agent.node, agent.names(), received) else {
         return Ok(());
     };
+    if let Right::Election(_) = right(cib, &agent.node, agent.names()) {
+        // Nothing of it was acknowledged without being on a member that was seen.
+        warn!(agent.log, "a node stopped with WAL of its own, and cannot be reached to get it";
+            "event" => "agent.promote.without", "why" => why);
+        return Ok(());
+    }
     let revoked = agent.attributes.set_score(&agent.node, Score::NEVER).await;
     agent.tolerate("promotion score", revoked);
     Err(Failure::new(OcfCode::Generic, why))
@@ -96,10 +114,17 @@ async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Re
         }
         Ok(())
     };
-    // Until the promotion begins both claims are true, so that their order does not matter.
+    let quorums = async {
+        for node in &ends.quorums {
+            agent.attributes.set_quorum_claim(node, None).await?;
+        }
+        Ok(())
+    };
+    // Until the promotion begins all claims are true, so that their order does not matter.
     tokio::try_join!(
         agent.attributes.set_data_status(&agent.node, DataStatus::Latest),
         agent.attributes.set_data_statuses(&lost),
+        quorums,
         scores
     )?;
     Ok(())

@@ -7,7 +7,7 @@ use slog::{info, warn};
 
 use super::{
     context::{Agent, Failure},
-    slots,
+    election, slots,
 };
 use crate::{
     edge::{
@@ -19,6 +19,7 @@ use crate::{
         cib::{Cib, Node},
         claim::{DataStatus, Status},
         code::OcfCode,
+        parameters::ReplicationMode,
         rejoin::{Local as OwnHistory, Verdict, verdict},
         settings::Settings,
     },
@@ -31,11 +32,12 @@ const DIVERGED_LIMIT: u32 = 2;
 ///
 /// # Errors
 /// When the standby can never follow the primary: a restart then judges whether to rewind.
-pub(super) async fn duties<R: Run + Clone>(
+pub(super) async fn duties<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     local: &Local,
     state: &State,
 ) -> Result<(), Failure> {
+    expect_promotion(agent)?;
     let cib = match agent.attributes.query().await {
         Ok(cib) => cib,
         Err(error) => {
@@ -54,15 +56,33 @@ pub(super) async fn duties<R: Run + Clone>(
     if state.receives {
         let _ = fs::remove_file(agent.alone_file());
         if primary.is_some() {
-            stop_claiming_to_be_primary(agent, &cib).await;
+            correct_status(agent, &cib).await;
         }
         return Ok(());
     }
-    tell_alone(agent, &cib).await;
+    tell_alone(agent, &cib, state).await;
+    if primary.is_none() {
+        election::candidacy(agent, &cib, state).await?;
+    }
     match primary.and_then(|node| node.address(agent.names())) {
         Some(address) => fail_if_diverged(agent, address, state).await,
         None => Ok(()),
     }
+}
+
+/// Keeps what will hold in the moment after a promotion as the parameters say, which may have changed
+/// since the start.
+fn expect_promotion<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
+    let sync_name = agent.standby_settings(None).sync_name;
+    let settings = agent.postmaster.settings();
+    if settings.sync_name == sync_name {
+        return Ok(());
+    }
+    agent.postmaster.write_settings(&Settings { sync_name, ..settings })?;
+    if let (_, Some(pid)) = agent.postmaster.process()? {
+        agent.postmaster.signal(pid, Signal::SIGHUP)?;
+    }
+    Ok(())
 }
 
 /// Points the standby at `primary` by rewriting its settings and a reload; true when that was due.
@@ -86,11 +106,13 @@ pub(super) fn repoint<R: Run + Clone>(
     Ok(true)
 }
 
-/// Corrects the status of a demoted primary that its successor has not corrected. Before there is a
-/// successor nothing may change, or Pacemaker would think again while clients wait.
-async fn stop_claiming_to_be_primary<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+/// Corrects the status of a demoted primary that its successor has not corrected, and of a server that
+/// does not stop after all. Before there is a successor nothing may change, or Pacemaker would think
+/// again while clients wait.
+async fn correct_status<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
     let names = agent.names();
-    if cib.node(&agent.node).and_then(|own| own.status(names)) == Some(Status::Primary) {
+    let status = cib.node(&agent.node).and_then(|own| own.status(names));
+    if matches!(status, Some(Status::Primary | Status::Stopped) | None) {
         let set = agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()).await;
         agent.tolerate("status", set);
     }
@@ -98,10 +120,12 @@ async fn stop_claiming_to_be_primary<R: Run + Clone>(agent: &Agent<R>, cib: &Cib
 
 /// Shows that this standby follows nobody. A claim to every acknowledged commit is only the
 /// primary's to revoke: when the primary is dead this node may be the one to be promoted.
-async fn tell_alone<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+async fn tell_alone<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, state: &State) {
     let names = agent.names();
     let Some(own) = cib.node(&agent.node) else { return };
-    if own.status(names) != Some(Status::Alone) {
+    // A server that still reads its own disk would be counted as one that knows where its WAL ends.
+    let tells = state.exhausted || agent.parameters.mode != ReplicationMode::Quorum;
+    if tells && own.status(names) != Some(Status::Alone) {
         let set = agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()).await;
         agent.tolerate("status", set);
     }

@@ -1,10 +1,13 @@
 //! `start`: always as a standby, and only where the history allows it.
 
+use std::time::Duration;
+
 use slog::info;
+use tokio::time::{Instant, sleep};
 
 use super::{
     context::{Agent, Failure},
-    data, rejoin, rewind, shutdown, validate_all,
+    data, election, rejoin, rewind, shutdown, validate_all,
 };
 use crate::{
     edge::command::Run,
@@ -13,13 +16,14 @@ use crate::{
         code::OcfCode,
         condition::Condition,
         control_data::ControlData,
-        election::{OwnFiles, StartScore, start_score},
+        election::{OwnFiles, start_score},
+        parameters::ReplicationMode,
     },
 };
 
 /// Starts the server as a standby of the current primary, if there is one, and waits until it
 /// accepts connections.
-pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     validate_all::owned(&agent.parameters, &agent.postmaster.user)?;
     let address = agent.own_address().await?.to_string();
     match agent.condition_from_files().await?.0 {
@@ -49,16 +53,40 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     validate_all::configured(&agent.parameters, &agent.postmaster.user)?;
     agent.postmaster.write_settings(&agent.standby_settings(primary))?;
     agent.postmaster.write_standby_signal()?;
-    let scored = start_score(&cib, &agent.node, agent.names(), files);
     info!(agent.log, "starting as a standby"; "event" => "agent.start.begin",
-        "primary" => primary.map_or("none", |node| node.name.as_str()),
-        "score" => %scored.score, "virgin_cluster" => scored.claim_latest);
+        "primary" => primary.map_or("none", |node| node.name.as_str()));
     agent.postmaster.start(agent.left()).await?;
-    let (ready, attributes) =
-        tokio::join!(agent.connect_when_ready(agent.left()), announce(agent, &address, scored));
+    let (ready, attributes) = tokio::join!(ready(agent), announce(agent, &address, files));
     ready?;
     attributes?;
     Ok(OcfCode::Success)
+}
+
+/// Waits until the server accepts connections, and in quorum mode until its status says that it knows
+/// where its WAL ends: only then do others count it as seen.
+async fn ready<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<(), Failure> {
+    let local = agent.connect_when_ready(agent.left()).await?;
+    if agent.parameters.mode != ReplicationMode::Quorum {
+        return Ok(());
+    }
+    let deadline = Instant::now() + agent.left() / 2;
+    let mut state = local.state().await?;
+    while !state.exhausted {
+        if Instant::now() >= deadline {
+            // It goes on replaying; its monitor says when it is done.
+            return Ok(());
+        }
+        sleep(Duration::from_millis(20)).await;
+        state = local.state().await?;
+    }
+    let name = &agent.names().status;
+    let set = agent.attributes.set(&agent.node, name, Status::Alone.as_str()).await;
+    agent.tolerate("status", set);
+    let cib = agent.attributes.query().await?;
+    if cib.primary_other_than(&agent.node, agent.names()).is_none() {
+        election::candidacy(agent, &cib, &state).await?;
+    }
+    Ok(())
 }
 
 fn own_files<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> OwnFiles {
@@ -74,21 +102,34 @@ async fn publish_address<R: Run + Clone>(agent: &Agent<R>, address: &str) {
 }
 
 /// Sets this node's attributes. The score counts: without it nobody would ever be promoted.
+///
+/// It is judged anew at the last moment, because another node may have been promoted meanwhile. One that
+/// is too late even so does no harm: a promotion asks the claims that last.
 async fn announce<R: Run + Clone>(
     agent: &Agent<R>,
     address: &str,
-    scored: StartScore,
+    files: OwnFiles,
 ) -> Result<(), Failure> {
+    let cib = agent.attributes.query().await?;
+    let scored = start_score(&cib, &agent.node, agent.names(), files);
     if scored.claim_latest {
         let claim = [(agent.node.clone(), DataStatus::Latest)];
         agent.attributes.set_data_statuses(&claim).await?;
     }
     let names = agent.names();
+    let status = async {
+        if agent.parameters.mode == ReplicationMode::Quorum {
+            return Ok(());
+        }
+        agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()).await
+    };
     let (score, status, address) = tokio::join!(
         agent.attributes.set_score(&agent.node, scored.score),
-        agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()),
+        status,
         agent.attributes.set(&agent.node, &names.address, address),
     );
+    info!(agent.log, "announced a standby"; "event" => "agent.start.announce",
+        "score" => %scored.score, "virgin_cluster" => scored.claim_latest);
     agent.tolerate("status", status);
     score?;
     address?;
