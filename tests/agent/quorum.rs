@@ -204,8 +204,8 @@ fn the_mode_changes_while_the_cluster_runs() {
     let mut cluster = three();
     let mut switch = |mode: &str, names: &[&str], words: [[&str; 2]; 2]| {
         cluster.parameters.insert("rep_mode", mode.to_owned());
-        for node in ["pg02", "pg03", "pg01"] {
-            cluster.act(node, "reload-agent").with(0);
+        for node in ["pg02", "pg03"] {
+            cluster.act(node, "monitor").with(0);
         }
         eventually(SECONDS, mode, || {
             cluster.act("pg01", "monitor").with(8);

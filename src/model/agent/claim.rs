@@ -96,6 +96,8 @@ impl Score {
     pub const SYNC: Self = Self(100);
     /// Another standby holds more, and this one could not get it.
     pub const BEHIND: Self = Self(10);
+    /// Of a former primary that comes back while another may be promoted in its place.
+    pub const RESERVE: Self = Self(50);
     pub const NEVER: Self = Self(-Self::INFINITE);
 
     /// Whether Pacemaker may promote a node with this score.
@@ -138,7 +140,7 @@ mod tests {
         for status in DataStatus::ALL {
             assert_eq!(DataStatus::parse(status.as_str()), Some(status));
         }
-        for score in [Score::PRIMARY, Score::SYNC, Score::BEHIND, Score::NEVER] {
+        for score in [Score::PRIMARY, Score::SYNC, Score::RESERVE, Score::BEHIND, Score::NEVER] {
             assert_eq!(Score::parse(&score.to_string()), Some(score));
         }
     }

@@ -34,6 +34,11 @@ pub fn start_score(cib: &Cib, own: &str, names: &Names, files: OwnFiles) -> Star
         return plain(Score::NEVER);
     }
     match cib.node(own).and_then(|node| node.data_status(names)) {
+        // After a crash the role has been offered to another, who needs no recovery: taking it back
+        // would end that promotion, and may end in the same crash.
+        Some(DataStatus::Latest) if !cib.promotable_other_than(own, names).is_empty() => {
+            return plain(Score::RESERVE);
+        }
         Some(DataStatus::Latest) => return plain(Score::PRIMARY),
         Some(DataStatus::Sync) => return plain(Score::SYNC),
         _ => {}
@@ -193,6 +198,19 @@ mod tests {
 
     fn at(timeline: u32, lsn: u64) -> Position {
         Position { timeline, lsn: Lsn(lsn) }
+    }
+
+    #[test]
+    fn a_former_primary_does_not_take_the_role_from_its_heir() {
+        let names = Names::of("Postgresql");
+        for (heir, expected) in [("100", Score::RESERVE), ("-INFINITY", Score::PRIMARY)] {
+            let cib = cib(vec![
+                node("pg01", &[("status", "HS:alone")], Some("LATEST")),
+                node("pg02", &[("score", heir)], Some("STREAMING|SYNC")),
+            ]);
+            assert_eq!(start_score(&cib, "pg01", &names, A_COPY).score, expected, "{heir}");
+        }
+        assert!(Score::RESERVE < Score::SYNC && Score::RESERVE.allows_promotion());
     }
 
     #[test]

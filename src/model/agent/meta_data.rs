@@ -12,7 +12,6 @@ const ACTIONS: &str = r#"<action name="start" timeout="120s"/>
 <action name="promote" timeout="60s"/>
 <action name="demote" timeout="120s"/>
 <action name="notify" timeout="30s"/>
-<action name="reload-agent" timeout="30s"/>
 <action name="validate-all" timeout="10s"/>
 <action name="meta-data" timeout="5s"/>
 "#;
@@ -20,9 +19,6 @@ const ACTIONS: &str = r#"<action name="start" timeout="120s"/>
 const LONG: &str = "Runs one Postgres of a cluster with streaming replication as a promotable clone, \
 without a floating IP. A standby may be promoted only while it holds every acknowledged commit; a \
 former primary comes back by itself where that is provably safe. Postgres 13 and later.";
-
-/// Parameters that the agent reads anew in every action: changing them restarts nothing.
-const RELOADABLE: [&str; 4] = ["rep_mode", "quorum_standbys", "strict", "rewind"];
 
 /// The whole document.
 pub fn xml(version: &str) -> String {
@@ -37,13 +33,12 @@ pub fn xml(version: &str) -> String {
         // Writing into a String cannot fail.
         let _ = write!(
             parameters,
-            "<parameter name=\"{name}\" required=\"{required}\" unique=\"0\" reloadable=\"{reloadable}\">\n\
+            "<parameter name=\"{name}\" required=\"{required}\" unique=\"0\">\n\
              <longdesc lang=\"en\">{long}</longdesc>\n\
              <shortdesc lang=\"en\">{short}</shortdesc>\n\
              <content type=\"{kind}\"{default}/>\n\
              </parameter>\n",
             name = known.name,
-            reloadable = u8::from(RELOADABLE.contains(&known.name)),
             long = escaped(known.long),
             short = escaped(known.short),
             kind = known.kind,

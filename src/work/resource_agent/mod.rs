@@ -49,7 +49,7 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
             return OcfCode::Success;
         }
         "start" | "stop" | "monitor" | "status" | "promote" | "demote" | "notify"
-        | "reload-agent" | "validate-all" => dispatch(action, env, log, begun).await,
+        | "validate-all" => dispatch(action, env, log, begun).await,
         _ => Err(Failure::new(OcfCode::Unimplemented, format!("there is no action {action}"))),
     };
     let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
@@ -103,8 +103,6 @@ async fn dispatch(
         "demote" => demote::run(&agent).await,
         "notify" => notify::run(&agent, env).await,
         "validate-all" => validate_all::run(&agent, env).await,
-        // Changed parameters take effect by the duties that every monitor has.
-        "reload-agent" => monitor::run(&agent, false).await.map(|_| OcfCode::Success),
         _ => monitor::run(&agent, is_probe(env)).await,
     }
 }
@@ -125,7 +123,7 @@ fn without_data<R: Run + Clone>(
         Err(Failure::new(code, validate_all::no_data(parameters)).with(commands))
     };
     match action {
-        "stop" | "demote" | "notify" | "reload-agent" => Ok(OcfCode::Success),
+        "stop" | "demote" | "notify" => Ok(OcfCode::Success),
         "monitor" | "status" => Ok(OcfCode::NotRunning),
         "promote" => missing(OcfCode::NotRunning),
         _ => missing(OcfCode::Installed),
