@@ -12,7 +12,7 @@ RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18
 
-.PHONY: help setup check unit integration versions acceptance test config
+.PHONY: help setup check unit integration versions acceptance bench test config
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -26,7 +26,7 @@ check: setup ## formatting, clippy with warnings denied, shellcheck
 	shellcheck -x $(SCRIPTS)
 
 unit: setup ## pure decisions, recorded output, the command line
-	cargo test --locked --lib --bins --test layers --test shipped_config --test cli
+	cargo test --locked --lib --bins --test layers --test shipped_config --test cli --test bench
 
 integration: setup ## against real programs in the node image; DEBIAN=… BINARIES="agent …"
 	./start-cluster.sh image --debian $(DEBIAN)
@@ -44,6 +44,9 @@ versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 
 
 acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the other release
 	docker/acceptance $(DEBIAN)
+
+bench: setup ## failovers under load beside their floor: N=20 for each load, DOCS=1 renews docs/performance.md
+	docker/bench $(DEBIAN)
 
 test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=trixie

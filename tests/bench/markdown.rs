@@ -97,13 +97,10 @@ fn runs_table(text: &mut String, group: &Group) {
         row(text, &(rows.len() + 1).to_string(), &place, times, Some(counts), floors);
         rows.push((times, floors));
     }
-    let column =
-        |of: &dyn Fn(&([f64; 4], [f64; 4])) -> f64| rows.iter().map(of).collect::<Vec<_>>();
-    for (name, judge) in
-        [("median", median as fn(Vec<f64>) -> f64), ("worst", worst as fn(Vec<f64>) -> f64)]
-    {
-        let times = [0, 1, 2, 3].map(|index| judge(column(&|row| row.0[index])));
-        let floors = [0, 1, 2, 3].map(|index| judge(column(&|row| row.1[index])));
+    let judges = [("median", median as fn(Vec<f64>) -> f64), ("worst", worst)];
+    for (name, judge) in judges {
+        let times = [0, 1, 2, 3].map(|i| judge(rows.iter().map(|(times, _)| times[i]).collect()));
+        let floors = [0, 1, 2, 3].map(|i| judge(rows.iter().map(|(_, of)| of[i]).collect()));
         row(text, name, "", times, None, floors);
     }
 }

@@ -50,7 +50,7 @@ pub(crate) async fn group(
 
 async fn failover(cluster: &Cluster, profile: LoadProfile) -> Run {
     let load = Load::start_paced(cluster, profile.clients, profile.pace).await;
-    load.every_client_commits(Duration::from_secs(30)).await;
+    load.every_client_commits(Duration::from_secs(60)).await;
     let began = Instant::now();
     tokio::time::sleep(AROUND).await;
     let moved = cluster.exec("app01", &["pgcm", "failover", "--output", "json"]).await;
