@@ -44,8 +44,8 @@ impl Options {
     /// What the growth measurement left behind, if it was run.
     pub(crate) fn growth(&self) -> Vec<Growth> {
         match fs::read_to_string(directory().join("growth.json")) {
-            Ok(text) => serde_json::from_str(&text).unwrap(),
-            Err(_) => Vec::new(),
+            Ok(text) if !text.trim().is_empty() => serde_json::from_str(&text).unwrap(),
+            _ => Vec::new(),
         }
     }
 
