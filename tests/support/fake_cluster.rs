@@ -195,9 +195,9 @@ impl FakeCluster {
     }
 }
 
-/// The address of a Postgres node.
+/// The address of a Postgres node: the test's own Postgres listens on both.
 pub fn address(node: &str) -> &'static str {
-    if node == "pg01" { "10.0.0.1" } else { "10.0.0.2" }
+    if node == "pg01" { "127.0.0.1" } else { "127.0.0.2" }
 }
 
 async fn serve(cluster: Arc<FakeCluster>, host: &'static str, kind: AgentKind) -> SocketAddr {
