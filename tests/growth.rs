@@ -12,7 +12,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use pgcm::{
@@ -42,6 +42,7 @@ const DATABASES: usize = 50;
 const WAITING_CLIENTS: usize = 1_000;
 /// Failovers with each number of proxies; the middle one counts.
 const ROUNDS: usize = 5;
+const HEALTHY_LIMIT: Duration = Duration::from_secs(60);
 const TOGETHER_LIMIT_MS: u64 = 3_000;
 /// How far beyond linear growth a step may seem to grow on a machine that others use, too. Four times
 /// as many proxies in quadratic time would be four times beyond it.
@@ -225,12 +226,25 @@ async fn move_once(etcd: &Arc<Etcd>, cluster: &FakeCluster, hosts: &[Host]) -> T
         serve(cluster, hosts).await && registered().await == all
     })
     .await;
-    let (_switch, stop) = Stop::new();
-    let report =
-        failover::run(options(), etcd.clone(), None, Arc::new(Silent), stop, discard()).await;
+    let report = move_when_healthy(etcd).await;
     assert_eq!(report.exit, Exit::Done, "{report}{}", hosts[0].log());
     assert!(serve(cluster, hosts).await, "some PgBouncer does not serve: {report}");
     times(&report)
+}
+
+/// A failover. Proxies that were just started, all at once on a few processors, may have waited too
+/// long for etcd; while one says so the failover refuses and touches nothing.
+async fn move_when_healthy(etcd: &Arc<Etcd>) -> Report {
+    let end = Instant::now() + HEALTHY_LIMIT;
+    loop {
+        let (_switch, stop) = Stop::new();
+        let (etcd, progress) = (etcd.clone(), Arc::new(Silent));
+        let report = failover::run(options(), etcd, None, progress, stop, discard()).await;
+        if report.exit != Exit::Refused || Instant::now() > end {
+            return report;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
 }
 
 /// Whether every PgBouncer points all its databases at the primary and serves its clients.
