@@ -12,13 +12,13 @@ export ROUNDS SEED MODE FAULTS LENGTH BROKEN
 # Every shell file of the checkout, by its first line or by what it tells shellcheck.
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
-INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover agent
+INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover growth agent
 BINARIES ?= $(INTEGRATION)
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18
 
-.PHONY: help setup check unit integration versions acceptance faults test config
+.PHONY: help setup check unit integration versions acceptance faults bench test config
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -33,7 +33,7 @@ check: setup ## formatting, clippy with warnings denied, shellcheck, patches of 
 	set -e; for patch in tests/faults/broken/*.patch; do git apply --check "$$patch"; done
 
 unit: setup ## pure decisions, recorded output, the command line
-	cargo test --locked --lib --bins --test layers --test shipped_config --test cli --test faults
+	cargo test --locked --lib --bins --test layers --test shipped_config --test documents --test cli --test faults --test bench
 
 integration: setup ## against real programs in the node image; DEBIAN=… BINARIES="agent …"
 	./start-cluster.sh image --debian $(DEBIAN)
@@ -55,6 +55,9 @@ acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the othe
 # A cluster of its own as well, beside the acceptance one.
 faults: setup ## the fault campaign; ROUNDS=60 SEED=1 MODE=sync|quorum FAULTS="name …" LENGTH=30m
 	PGCM_CLUSTER=$(if $(filter pgcm-test,$(PGCM_CLUSTER)),pgcm-faults,$(PGCM_CLUSTER)) docker/faults $(DEBIAN)
+
+bench: setup ## failovers under load beside their floor: N=20 for each load, DOCS=1 renews docs/performance.md
+	docker/bench $(DEBIAN)
 
 test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=trixie

@@ -159,7 +159,10 @@ impl FakeCluster {
 
     async fn publish(&self) {
         let view = self.view();
-        self.put("/cluster", serde_json::to_string(&view).expect("JSON")).await;
+        let put = |key: &str, value| Put { key: key.to_owned(), value, lease: 0 };
+        let master = put("/master", view.primary.address.to_string());
+        let cluster = put("/cluster", serde_json::to_string(&view).expect("JSON"));
+        self.etcd.put_if(&[], &[master, cluster]).await.expect("etcd takes it");
     }
 
     async fn put(&self, key: &str, value: String) {
@@ -192,8 +195,9 @@ impl FakeCluster {
     }
 }
 
-fn address(node: &str) -> &'static str {
-    if node == "pg01" { "10.0.0.1" } else { "10.0.0.2" }
+/// The address of a Postgres node: the test's own Postgres listens on both.
+pub fn address(node: &str) -> &'static str {
+    if node == "pg01" { "127.0.0.1" } else { "127.0.0.2" }
 }
 
 async fn serve(cluster: Arc<FakeCluster>, host: &'static str, kind: AgentKind) -> SocketAddr {

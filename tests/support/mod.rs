@@ -4,6 +4,7 @@
 
 pub mod etcd;
 pub mod fake_cluster;
+pub mod fake_console;
 pub mod pgbouncer;
 pub mod pgcm;
 pub mod postgres;

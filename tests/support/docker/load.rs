@@ -19,22 +19,38 @@ const LOGIN_EVERY: Duration = Duration::from_millis(100);
 /// A client that waits longer than this gives up and counts an error.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// A commit that a client was told of.
+#[derive(Debug)]
+struct Acknowledged {
+    id: String,
+    at: Instant,
+}
+
 /// What the clients saw.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
-    acknowledged: Vec<String>,
+    acknowledged: Vec<Acknowledged>,
     pub(crate) logins: usize,
     pub(crate) errors: Vec<String>,
     pub(crate) longest_wait: Duration,
+    /// The longest wait of each committing client.
+    pub(crate) longest_waits: Vec<Duration>,
+    pub(crate) longest_login: Duration,
 }
 
 impl Seen {
     fn note(&mut self, begun: Instant, outcome: Result<(), String>, good: impl FnOnce(&mut Self)) {
-        self.longest_wait = self.longest_wait.max(begun.elapsed());
+        let waited = begun.elapsed();
+        self.longest_wait = self.longest_wait.max(waited);
         match outcome {
             Ok(()) => good(self),
             Err(error) => self.errors.push(error),
         }
+    }
+
+    /// When each commit was acknowledged, in no order.
+    pub(crate) fn commits(&self) -> Vec<Instant> {
+        self.acknowledged.iter().map(|commit| commit.at).collect()
     }
 
     /// How many acknowledged rows are not in the database.
@@ -42,7 +58,7 @@ impl Seen {
         let client = connect(cluster).await.unwrap();
         let rows = client.simple_query("SELECT id FROM acknowledged").await.unwrap();
         let stored: HashSet<&str> = rows.iter().filter_map(first_column).collect();
-        self.acknowledged.iter().filter(|id| !stored.contains(id.as_str())).count()
+        self.acknowledged.iter().filter(|commit| !stored.contains(commit.id.as_str())).count()
     }
 }
 
@@ -66,26 +82,36 @@ pub(crate) struct Load {
 }
 
 impl Load {
-    /// Starts `count` clients that commit, and one that logs in again and again.
+    /// Starts `count` clients that commit as fast as they can, and one that logs in again and again.
     pub(crate) async fn start(cluster: &Cluster, count: usize) -> Self {
+        Self::start_paced(cluster, count, Duration::ZERO).await
+    }
+
+    /// Starts `count` clients that begin a commit every `pace`, if the one before is done, and one
+    /// that logs in again and again.
+    pub(crate) async fn start_paced(cluster: &Cluster, count: usize, pace: Duration) -> Self {
         let setup = connect(cluster).await.unwrap();
         setup
             .simple_query("CREATE TABLE IF NOT EXISTS acknowledged (id text PRIMARY KEY)")
             .await
             .unwrap();
-        let seen = Arc::new(Mutex::new(Seen::default()));
+        let longest_waits = vec![Duration::ZERO; count];
+        let seen = Arc::new(Mutex::new(Seen { longest_waits, ..Seen::default() }));
         let (stop, stopped) = watch::channel(false);
         let address = cluster.address("app01").await;
         let run = clock::unix_ms();
         let mut clients = Vec::new();
-        for client in 0..count {
-            let name = format!("{run}-{client}");
-            clients.push(tokio::spawn(commits(
-                address.clone(),
-                name,
-                seen.clone(),
-                stopped.clone(),
-            )));
+        let every = pace / u32::try_from(count.max(1)).unwrap();
+        for number in 0..count {
+            let client = Committer {
+                number,
+                address: address.clone(),
+                name: format!("{run}-{number}"),
+                pace,
+                // Spread, so that they do not all come at once.
+                first: every * u32::try_from(number).unwrap(),
+            };
+            clients.push(tokio::spawn(client.run(seen.clone(), stopped.clone())));
         }
         clients.push(tokio::spawn(logins(address, seen.clone(), stopped)));
         Self { seen, stop, clients }
@@ -108,6 +134,20 @@ impl Load {
         }
     }
 
+    /// Waits at most `limit` until each client has committed, and forgets all waits so far: from now
+    /// on none is about connecting.
+    pub(crate) async fn every_client_commits(&self, limit: Duration) {
+        let begun = Instant::now();
+        let waits = || self.seen.lock().unwrap().longest_waits.contains(&Duration::ZERO);
+        while waits() {
+            assert!(begun.elapsed() < limit, "not every client commits within {limit:?}");
+            tokio::time::sleep(RETRY).await;
+        }
+        let mut seen = self.seen.lock().unwrap();
+        seen.longest_waits.fill(Duration::ZERO);
+        (seen.longest_wait, seen.longest_login) = (Duration::ZERO, Duration::ZERO);
+    }
+
     fn commits(&self) -> usize {
         self.seen.lock().unwrap().acknowledged.len()
     }
@@ -121,24 +161,40 @@ impl Load {
     }
 }
 
-async fn commits(
+/// A client that commits one row after the other.
+struct Committer {
+    number: usize,
     address: String,
     name: String,
-    seen: Arc<Mutex<Seen>>,
-    stopped: watch::Receiver<bool>,
-) {
-    let mut client = None;
-    let mut number = 0_u64;
-    while !*stopped.borrow() {
-        number += 1;
-        let id = format!("{name}-{number}");
-        let begun = Instant::now();
-        let committed = commit(&mut client, &address, &id).await;
-        let failed = committed.is_err();
-        seen.lock().unwrap().note(begun, committed, |seen| seen.acknowledged.push(id));
-        if failed {
-            client = None;
-            tokio::time::sleep(RETRY).await;
+    pace: Duration,
+    first: Duration,
+}
+
+impl Committer {
+    async fn run(self, seen: Arc<Mutex<Seen>>, stopped: watch::Receiver<bool>) {
+        tokio::time::sleep(self.first).await;
+        let mut client = None;
+        let mut number = 0_u64;
+        while !*stopped.borrow() {
+            number += 1;
+            let id = format!("{}-{number}", self.name);
+            let begun = Instant::now();
+            let committed = commit(&mut client, &self.address, &id).await;
+            let failed = committed.is_err();
+            let at = Instant::now();
+            {
+                let mut seen = seen.lock().unwrap();
+                let longest = &mut seen.longest_waits[self.number];
+                *longest = (*longest).max(at - begun);
+                seen.note(begun, committed, |seen| {
+                    seen.acknowledged.push(Acknowledged { id, at });
+                });
+            }
+            if failed {
+                client = None;
+                tokio::time::sleep(RETRY).await;
+            }
+            tokio::time::sleep(self.pace.saturating_sub(begun.elapsed())).await;
         }
     }
 }
@@ -165,7 +221,11 @@ async fn logins(address: String, seen: Arc<Mutex<Seen>>, stopped: watch::Receive
             Ok(done) => done.map(|_| ()).map_err(|error| format!("login: {error:?}")),
             Err(_) => Err(format!("login: no answer within {PATIENCE:?}")),
         };
-        seen.lock().unwrap().note(begun, served, |seen| seen.logins += 1);
+        {
+            let mut seen = seen.lock().unwrap();
+            seen.longest_login = seen.longest_login.max(begun.elapsed());
+            seen.note(begun, served, |seen| seen.logins += 1);
+        }
         tokio::time::sleep(LOGIN_EVERY).await;
     }
 }
