@@ -193,7 +193,7 @@ fn after_all_nodes_restarted_claims_decide_and_members_are_elected() {
     cluster.act("pg03", "monitor").with(0);
     assert_eq!(cluster.attribute("pg03", "master-Postgresql").as_deref(), Some("10"));
     cluster.act("pg01", "start").with(0);
-    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("50"));
     cluster.act("pg01", "promote").with(0);
     assert_eq!(cluster.sql("pg01", "select count(*) from acknowledged"), "1000");
     assert_eq!(cluster.attribute("pg01", "Postgresql-quorum"), None);

@@ -53,6 +53,13 @@ impl Seen {
         self.acknowledged.iter().map(|commit| commit.at).collect()
     }
 
+    /// The longest time in which nobody got a commit through.
+    pub(crate) fn longest_gap(&self) -> Duration {
+        let mut at = self.commits();
+        at.sort_unstable();
+        at.windows(2).map(|pair| pair[1] - pair[0]).max().unwrap_or_default()
+    }
+
     /// How many acknowledged rows are not in the database.
     pub(crate) async fn lost(&self, cluster: &Cluster) -> usize {
         let client = connect(cluster).await.unwrap();
