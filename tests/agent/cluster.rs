@@ -76,6 +76,12 @@ pub(crate) fn bindir() -> PathBuf {
     Path::new("/usr/lib/postgresql").join(version).join("bin")
 }
 
+pub(crate) fn version() -> u32 {
+    let dir = bindir();
+    let version = dir.parent().and_then(|dir| dir.file_name()).expect("a version");
+    version.to_string_lossy().parse().expect("a number")
+}
+
 const REFUSE_REPLICATION: &str = "host replication all all reject\n";
 
 const CIB: &str = r#"<cib crm_feature_set="3.0.14" validate-with="pacemaker-3.0" epoch="1"

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     SECONDS,
-    cluster::{Cluster, address, eventually},
+    cluster::{Cluster, address, eventually, version},
     follows,
 };
 
@@ -49,6 +49,18 @@ fn cut_a_rewind_short(cluster: &mut Cluster) {
     assert!(mark(cluster).exists());
 }
 
+/// Before Postgres 14 pg_rewind replaces the control file among the first; what was cut short then
+/// cannot be told from another server's files, and is refused for good.
+fn is_lost_for_good(cluster: &Cluster) -> bool {
+    if version() >= 14 {
+        return false;
+    }
+    let refused = cluster.act("pg01", "start").with(1);
+    assert!(refused.reason().contains("was changed since"), "{}", refused.reason());
+    assert!(cluster.data("pg01").join("PG_VERSION").exists(), "PGDATA is never deleted");
+    true
+}
+
 fn rejoins(cluster: &Cluster) {
     follows(cluster, "pg02", "pg01");
     eventually(SECONDS, "pg01 has what pg02 wrote", || {
@@ -62,6 +74,9 @@ fn rejoins(cluster: &Cluster) {
 fn a_rewind_that_was_cut_short_is_never_started_and_is_repeated() {
     let mut cluster = diverged();
     cut_a_rewind_short(&mut cluster);
+    if is_lost_for_good(&cluster) {
+        return;
+    }
     cluster.act("pg01", "monitor").with(7);
     cluster.act("pg01", "promote").with(7);
     cluster.act("pg01", "stop").with(0);
@@ -84,6 +99,9 @@ fn a_rewind_that_was_cut_short_is_never_started_and_is_repeated() {
 fn a_rewind_is_not_repeated_from_a_primary_that_came_later() {
     let mut cluster = diverged();
     cut_a_rewind_short(&mut cluster);
+    if is_lost_for_good(&cluster) {
+        return;
+    }
     let text = fs::read_to_string(mark(&cluster)).expect("a mark");
     let (others, _) = text.split_once("source_timeline=").expect("a source");
     fs::write(mark(&cluster), format!("{others}source_timeline=1\n")).expect("written");
@@ -95,6 +113,9 @@ fn a_rewind_is_not_repeated_from_a_primary_that_came_later() {
 fn a_rewind_that_was_cut_short_before_a_reboot_waits_for_a_base_backup() {
     let mut cluster = diverged();
     cut_a_rewind_short(&mut cluster);
+    if is_lost_for_good(&cluster) {
+        return;
+    }
     let text = fs::read_to_string(mark(&cluster)).expect("a mark");
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").expect("a boot id");
     fs::write(mark(&cluster), text.replace(boot.trim(), "another-boot")).expect("written");

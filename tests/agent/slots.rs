@@ -9,7 +9,7 @@ use nix::{
 
 use crate::{
     SECONDS,
-    cluster::{Cluster, bindir, eventually},
+    cluster::{Cluster, eventually, version},
     follows,
 };
 
@@ -290,12 +290,6 @@ fn slots_everywhere_pair(cluster: &Cluster) {
         slots(cluster, "pg01", "active") == "pgcm_pg02"
             && slots(cluster, "pg02", "restart_lsn is not null") == "pgcm_pg01"
     });
-}
-
-fn version() -> u32 {
-    let dir = bindir();
-    let version = dir.parent().and_then(|dir| dir.file_name()).expect("a version");
-    version.to_string_lossy().parse().expect("a number")
 }
 
 const LOGICAL: [(&str, &str); 2] = [("replication_slots", "true"), ("sync_logical_slots", "true")];
