@@ -75,11 +75,12 @@ impl Campaign {
             }
             let (kind, plan) = plan::round(seed);
             println!("round {}/{}  SEED={seed}  {plan}", index + 1, seeds.len());
-            let round = self.round(seed, kind.name(), plan).await?;
-            println!("  {}", round.line());
-            if !round.is_clean() || round.broken().is_some() {
+            let round = self.round(seed, kind.name(), plan).await;
+            if !round.as_ref().is_ok_and(Round::went_well) {
                 recover::keep_logs(&self.cluster, &self.results().join(format!("{seed}"))).await;
             }
+            let round = round?;
+            println!("  {}", round.line());
             rounds.push(round);
             self.write(&rounds)?;
         }

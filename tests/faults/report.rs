@@ -49,6 +49,11 @@ impl Round {
         }
     }
 
+    /// Clean, and the cluster became whole without hands.
+    pub(crate) fn went_well(&self) -> bool {
+        self.is_clean() && self.broken().is_none()
+    }
+
     /// One line for the terminal.
     pub(crate) fn line(&self) -> String {
         let mut line = format!(
