@@ -95,12 +95,17 @@ async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fail
 
 /// Gives up this node's promotion score and status; the claim to the newest data stays until
 /// another node takes it over.
+///
+/// Returns when Pacemaker knows. Otherwise it goes on with what it had in mind: it promotes this node
+/// again, or finds it stopped and starts it first, and clients wait seconds longer.
 async fn step_back<R: Run + Clone>(agent: &Agent<R>) -> Result<(), AttributeError> {
     let (score, status) = tokio::join!(
         agent.attributes.set_score(&agent.node, Score::NEVER),
         agent.attributes.set(&agent.node, &agent.names().status, Status::Alone.as_str()),
     );
-    score.and(status)
+    score.and(status)?;
+    let own = [agent.node.clone()];
+    agent.attributes.confirm_unpromotable(&own, agent.share(4, Duration::from_secs(2))).await
 }
 
 async fn start_standby<R: Run + Clone>(
