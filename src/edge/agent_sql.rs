@@ -90,7 +90,9 @@ select pg_is_in_recovery(),
        (select timeline_id from pg_control_checkpoint()),
        exists (select from pg_stat_activity where backend_type = 'checkpointer'
                and wait_event in ('CheckpointerMain', 'CheckpointWriteDelay')),
-       exists (select from pg_stat_wal_receiver where status = 'streaming'),
+       exists (select from pg_stat_wal_receiver r where status = 'streaming' and not exists
+               (select from pg_stat_activity a where a.pid = r.pid
+                and wait_event = 'WalReceiverUpstreamCatchup')),
        exists (select from pg_stat_activity where backend_type = 'startup'
                and wait_event in ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval'));
 select application_name, state, sync_state, flush_lsn from pg_stat_replication

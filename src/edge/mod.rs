@@ -20,3 +20,4 @@ pub mod postgres;
 pub mod postmaster;
 pub mod rewind_files;
 pub mod slot_sql;
+pub mod tail_files;

@@ -10,6 +10,7 @@ mod matrix;
 mod quorum;
 mod rejoin;
 mod slots;
+mod tail;
 mod validation;
 
 use std::{fs, process::Stdio, time::Duration};

@@ -4,7 +4,7 @@
 //! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
 //! the steps that keep the synchronous standbys ([`sync_plan`]) and the replication slots ([`slots`]),
 //! who is elected among a quorum ([`quorum_election`]), whether a node may come back as it is
-//! ([`rejoin`]), and what is wrong with its settings ([`requirements`]).
+//! ([`rejoin`], [`tail`]), and what is wrong with its settings ([`requirements`]).
 
 pub mod backup;
 pub mod cib;
@@ -28,3 +28,4 @@ pub mod rewind;
 pub mod settings;
 pub mod slots;
 pub mod sync_plan;
+pub mod tail;

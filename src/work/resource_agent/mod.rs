@@ -20,6 +20,7 @@ mod slots;
 mod standby;
 mod start;
 mod stop;
+mod tail;
 mod told;
 mod validate_all;
 

@@ -36,7 +36,7 @@ pub(super) async fn before_start<R: Run + Clone>(
         }
     };
     match verdict(control, local(agent, control).await?, &primary) {
-        Verdict::Follow => Ok(()),
+        Verdict::Follow => agent.set_tail_aside(control, &primary),
         Verdict::Foreign { why } => Err(Failure::new(
             OcfCode::Generic,
             format!("this is no copy of {address}, needs pg_basebackup: {why}"),

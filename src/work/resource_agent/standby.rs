@@ -160,12 +160,19 @@ async fn fail_if_diverged<R: Run + Clone>(
         last_record: Some(last_record),
         was_standby: true,
     };
-    let why = match verdict(&control, local, &primary) {
-        Verdict::Follow => {
+    // The server may be on its way through these files: what cannot be read now is seen next time.
+    let tail = agent.received_beyond(state, &primary).unwrap_or(None);
+    let why = match (tail, verdict(&control, local, &primary)) {
+        (Some(beyond), Verdict::Follow | Verdict::Diverged { .. }) => format!(
+            "it received more of timeline {} than the primary has, up to {}, and waits for the rest; \
+             a start moves that aside",
+            beyond.timeline, beyond.end
+        ),
+        (None, Verdict::Follow) => {
             let _ = fs::remove_file(agent.alone_file());
             return Ok(());
         }
-        Verdict::Diverged { why } | Verdict::Foreign { why } => why,
+        (_, Verdict::Diverged { why } | Verdict::Foreign { why }) => why,
     };
     let path = agent.alone_file();
     let seen = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
