@@ -88,15 +88,18 @@ pub(crate) async fn heal(cluster: &Cluster, fault: Fault, node: &str) -> Result<
         Fault::DiskFull => return free_disk(cluster, node).await,
         _ => return Ok(()),
     };
-    if cluster.state(node).await != "running" {
-        // It was fenced: a boot forgets processes and rules.
-        return Ok(());
+    let deadline = Instant::now() + LIMIT;
+    loop {
+        if cluster.state(node).await != "running" {
+            // It was fenced: a boot forgets processes and rules.
+            return Ok(());
+        }
+        match done(&shell(cluster, node, "", remedy).await) {
+            // It may be about to be fenced: Docker calls it running for a moment more.
+            Err(_) if Instant::now() < deadline => tokio::time::sleep(BOOT / 10).await,
+            healed => return healed,
+        }
     }
-    let ended = shell(cluster, node, "", remedy).await;
-    if cluster.state(node).await != "running" {
-        return Ok(());
-    }
-    done(&ended)
 }
 
 /// Starts the machine of `node` if it is off, and has been for as long as a machine needs to boot:
