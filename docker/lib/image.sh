@@ -23,8 +23,8 @@ debootstrap_image() {
   local tree=$work_dir/debootstrap scripts=/usr/share/debootstrap/scripts source=()
   PATH=$PATH:/usr/sbin:/sbin
   have debootstrap || need_packages debootstrap
-  # A release younger than debootstrap is made like sid, as all of them are.
-  [ -e "$scripts/$debian" ] || source=(http://deb.debian.org/debian "$scripts/sid")
+  # A release younger than debootstrap is made like sid, as all of them are; an empty mirror is its default one.
+  [ -e "$scripts/$debian" ] || source=("" "$scripts/sid")
   # debootstrap refuses directories on file systems mounted nodev or noexec, as some /tmp are.
   as_root debootstrap --variant=minbase "$debian" "$tree" "${source[@]}" > "$work_dir/debootstrap.log" 2>&1 \
     || { tail -n 5 "$work_dir/debootstrap.log" >&2; fail "debootstrap could not make Debian $debian"; }
