@@ -109,3 +109,42 @@ fn a_demote_does_not_restart_a_standby() {
     cluster.act("pg02", "demote").with(0);
     assert_eq!(cluster.pid("pg02"), before);
 }
+
+#[test]
+fn a_busy_primary_is_not_demoted() {
+    let cluster = Cluster::pair();
+    let mut sleepers = Vec::new();
+    eventually(SECONDS, "all slots are taken", || {
+        // One more each time: a look may itself hold the slot that a sleeper wanted.
+        let mut psql = cluster.psql("pg01", "select pg_sleep(60)");
+        psql.stdout(Stdio::null()).stderr(Stdio::null());
+        sleepers.push(psql.spawn().expect("psql"));
+        let output = cluster.psql("pg01", "select 1").output().expect("psql");
+        String::from_utf8_lossy(&output.stderr).contains("too many clients")
+    });
+    cluster.act("pg01", "monitor").with(8);
+    for sleeper in &mut sleepers {
+        sleeper.kill().expect("killed");
+        sleeper.wait().expect("ended");
+    }
+    cluster.signal("pg01", Signal::SIGSTOP);
+    let ended = cluster.act_with(
+        "pg01",
+        "monitor",
+        &[("OCF_RESKEY_CRM_meta_timeout", "4000"), ("OCF_RESKEY_CRM_meta_interval", "3000")],
+    );
+    cluster.signal("pg01", Signal::SIGCONT);
+    assert!(ended.took < Duration::from_secs(4), "{:?}", ended.took);
+    ended.with(8);
+    cluster.act("pg01", "monitor").with(8);
+}
+
+#[test]
+fn a_busy_standby_is_not_taken_for_a_primary() {
+    let cluster = Cluster::pair();
+    cluster.signal("pg02", Signal::SIGSTOP);
+    let ended = cluster.act_with("pg02", "monitor", &[("OCF_RESKEY_CRM_meta_timeout", "4000")]);
+    cluster.signal("pg02", Signal::SIGCONT);
+    ended.with(0);
+    cluster.act("pg02", "monitor").with(0);
+}

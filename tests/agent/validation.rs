@@ -160,3 +160,33 @@ fn a_server_on_another_socket_is_told() {
         &["nothing listens", "`socketdir`"],
     );
 }
+
+#[test]
+fn every_action_from_the_stopped_and_the_missing_state() {
+    let cluster = Cluster::new();
+    for (action, code) in [("monitor", 7), ("demote", 0), ("promote", 7), ("stop", 0), ("stop", 0)]
+    {
+        cluster.act("pg01", action).with(code);
+    }
+    for (action, code) in
+        [("monitor", 7), ("start", 5), ("stop", 0), ("notify", 0), ("validate-all", 0)]
+    {
+        cluster.act("pg03", action).with(code);
+    }
+    let missing = cluster.act("pg03", "start");
+    assert!(missing.reason().contains("pg_basebackup"), "{}", missing.reason());
+    cluster.act_with("pg03", "validate-all", &[("OCF_CHECK_LEVEL", "10")]).with(5);
+    cluster.act_with("pg01", "validate-all", &[("OCF_CHECK_LEVEL", "10")]).with(0);
+    cluster.act("pg01", "no-such-action").with(3);
+    cluster.act("pg01", "meta-data").with(0);
+    cluster.act_with("pg01", "start", &[("OCF_RESKEY_rep_mode", "perhaps")]).with(6);
+}
+
+#[test]
+fn a_data_directory_of_somebody_else_is_not_started() {
+    let cluster = Cluster::new();
+    let version = cluster.data("pg01").join("PG_VERSION");
+    std::os::unix::fs::chown(&version, Some(0), Some(0)).expect("chown");
+    let ended = cluster.act("pg01", "start").with(4);
+    assert!(ended.reason().contains("chown"), "{}", ended.reason());
+}

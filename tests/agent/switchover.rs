@@ -1,0 +1,148 @@
+//! A planned change of primary, action by action.
+
+use std::fs;
+
+use nix::sys::signal::Signal;
+
+use super::{
+    SECONDS, attributes,
+    cluster::{Cluster, address, eventually},
+    follows,
+};
+
+#[test]
+fn actions_can_be_repeated() {
+    let cluster = Cluster::pair();
+    for (node, action) in
+        [("pg01", "start"), ("pg01", "promote"), ("pg02", "start"), ("pg02", "demote")]
+    {
+        cluster.act(node, action).with(0);
+    }
+    cluster.act("pg01", "monitor").with(8);
+    cluster.act("pg02", "monitor").with(0);
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg01", "monitor").with(7);
+    assert_eq!(cluster.attribute("pg01", "Postgresql-status").as_deref(), Some("STOP"));
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql"), None);
+}
+
+#[test]
+fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
+    let cluster = Cluster::pair();
+    cluster.sql("pg01", "create table t as select generate_series(1, 1000) as n");
+    for (old, new) in [("pg01", "pg02"), ("pg02", "pg01")] {
+        cluster.sql(old, "checkpoint");
+        cluster.sql(new, "checkpoint");
+        let demoted = cluster.act(old, "demote").with(0);
+        assert!(demoted.stderr.contains("agent.demote.proven"), "{}", demoted.stderr);
+        let promoted = cluster.act(new, "promote").with(0);
+        eprintln!("demote {:?}, promote {:?}", demoted.took, promoted.took);
+        cluster.act(new, "monitor").with(8);
+        assert_eq!(cluster.sql(new, "select count(*) from t"), "1000");
+        assert_eq!(cluster.attribute(new, "Postgresql-data-status").as_deref(), Some("LATEST"));
+        assert_eq!(cluster.attribute(old, "Postgresql-shutdown-lsn"), None);
+        follows(&cluster, new, old);
+        cluster.settle(new, old);
+        attributes(&cluster, old, "HS:sync", "STREAMING|SYNC", "100");
+    }
+    let begun = std::time::Instant::now();
+    cluster.act("pg01", "monitor").with(8);
+    eprintln!("monitor {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_primary_whose_standby_misses_the_last_bytes_goes_on_as_primary() {
+    let cluster = Cluster::pair();
+    // Nobody streams any more, so that nothing keeps the shutdown from being clean.
+    cluster.refuse_replication("pg01");
+    cluster.sql("pg01", "select pg_terminate_backend(pid) from pg_stat_replication");
+    eventually(SECONDS, "pg02 streams no more", || {
+        cluster.sql("pg01", "select count(*) from pg_stat_replication") == "0"
+    });
+    cluster.sql("pg01", "set synchronous_commit = local; create table last_bytes as select 1");
+    let demoted = cluster.act("pg01", "demote").with(0);
+    for event in ["agent.demote.unproven", "agent.demote.undo"] {
+        assert!(demoted.stderr.contains(event), "{}", demoted.stderr);
+    }
+    attributes(&cluster, "pg02", "HS:sync", "DISCONNECT", "-INFINITY");
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
+
+    cluster.act("pg01", "promote").with(0);
+    cluster.accept_replication("pg01");
+    follows(&cluster, "pg01", "pg02");
+    cluster.settle("pg01", "pg02");
+    assert_eq!(cluster.sql("pg01", "select count(*) from last_bytes"), "1");
+    eventually(SECONDS, "pg02 has the last bytes", || {
+        cluster.sql("pg02", "select to_regclass('last_bytes') is not null") == "t"
+    });
+}
+
+#[test]
+fn a_shutdown_cut_short_after_its_checkpoint_is_judged_by_position_too() {
+    let cluster = Cluster::pair();
+    cluster.sql("pg01", "create table t as select generate_series(1, 1000) as n");
+    let walreceiver = cluster.sql("pg02", "select pid from pg_stat_wal_receiver");
+    let pid = nix::unistd::Pid::from_raw(walreceiver.parse().expect("a pid"));
+    nix::sys::signal::kill(pid, Signal::SIGSTOP).expect("stopped");
+    // The shutdown waits for the standby's receipt, so that it has to be cut short.
+    let ended = cluster.act_with("pg01", "demote", &[("OCF_RESKEY_CRM_meta_timeout", "6000")]);
+    nix::sys::signal::kill(pid, Signal::SIGCONT).expect("continued");
+    for event in ["agent.shutdown.escalate", "agent.demote.unproven", "agent.demote.undo"] {
+        assert!(ended.stderr.contains(event), "{event}: {}", ended.stderr);
+    }
+    ended.with(0);
+    attributes(&cluster, "pg02", "HS:sync", "DISCONNECT", "-INFINITY");
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
+    cluster.act("pg01", "promote").with(0);
+    assert_eq!(cluster.sql("pg01", "select count(*) from t"), "1000");
+    cluster.settle("pg01", "pg02");
+}
+
+#[test]
+fn a_standby_behind_a_stopped_primary_is_not_promoted() {
+    let cluster = Cluster::pair();
+    cluster.act("pg01", "stop").with(0);
+    cluster.set_attribute("pg01", "Postgresql-shutdown-lsn", "2:00000000FF000000");
+    let ended = cluster.act("pg02", "promote").with(1);
+    assert!(ended.reason().contains("pg01 stopped at 0/FF000000"), "{}", ended.reason());
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("-INFINITY"));
+    cluster.act("pg02", "monitor").with(0);
+}
+
+#[test]
+fn demoting_a_standby_leaves_it_running() {
+    let cluster = Cluster::pair();
+    let pid = cluster.pid("pg02");
+    cluster.act("pg02", "demote").with(0);
+    assert_eq!(cluster.pid("pg02"), pid);
+}
+
+#[test]
+fn a_stray_standby_signal_does_not_keep_a_primary_from_being_demoted() {
+    let cluster = Cluster::pair();
+    fs::write(cluster.data("pg01").join("standby.signal"), "").expect("written");
+    let pid = cluster.pid("pg01");
+    cluster.act("pg01", "demote").with(0);
+    assert_ne!(cluster.pid("pg01"), pid);
+    assert_eq!(cluster.sql("pg01", "select pg_is_in_recovery()"), "t");
+}
+
+#[test]
+fn a_notified_standby_follows_the_new_primary_at_once() {
+    let cluster = Cluster::pair();
+    cluster.add("pg03");
+    follows(&cluster, "pg01", "pg03");
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    let post = [
+        ("OCF_RESKEY_CRM_meta_notify_type", "post"),
+        ("OCF_RESKEY_CRM_meta_notify_operation", "promote"),
+    ];
+    cluster.act_with("pg03", "notify", &post).with(0);
+    let conninfo = fs::read_to_string(cluster.data("pg03").join("pgcm.conf")).expect("written");
+    assert!(conninfo.contains(&format!("host={}", address("pg02"))), "{conninfo}");
+    follows(&cluster, "pg02", "pg03");
+}
