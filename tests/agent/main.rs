@@ -3,6 +3,7 @@
 //! Pacemaker's tools work on a CIB in a file. Runs as root, as the agent does.
 
 mod busy;
+mod cib;
 mod cluster;
 mod conformance;
 mod cost;
