@@ -138,12 +138,8 @@ fn busy_backend(cluster: &Cluster) -> (Child, Pid) {
 }
 
 fn orphaned(cluster: &Cluster) -> Held {
-    let mut held = primary(cluster);
-    let (child, pid) = busy_backend(cluster);
-    held.children.push(child);
-    // It would notice the death of its postmaster sooner or later.
-    kill(pid, Signal::SIGSTOP).expect("stopped");
-    held.stopped.push(pid);
+    // A running one would notice the death of its postmaster sooner or later.
+    let held = stopped_backend(cluster);
     cluster.signal("pg01", Signal::SIGKILL);
     eventually(SECONDS, "the postmaster is gone", || cluster.act("pg01", "monitor").code != 8);
     held
