@@ -30,6 +30,16 @@ impl<R: Run + Clone> Agent<R> {
         })
     }
 
+    /// The settings of slots, once the running server has shown what it allows.
+    pub(super) fn slot_settings_seen(
+        &self,
+        copies_logical: bool,
+        ahead_of_logical: Vec<String>,
+    ) -> Option<SlotSettings> {
+        let known = self.slot_settings()?;
+        Some(SlotSettings { copies_logical, ahead_of_logical, ..known })
+    }
+
     /// The operator's connection options, with the database that copying logical slots needs.
     pub(super) fn conninfo_options(&self) -> String {
         let options = &self.parameters.conninfo_options;

@@ -15,7 +15,7 @@ use crate::{
     },
     error::chain,
     model::agent::{
-        cib::{Cib, Node},
+        cib::Cib,
         lsn::Lsn,
         settings::SlotSettings,
         slots::{
@@ -65,17 +65,14 @@ async fn on_primary<R: Run + Clone>(
     let found = local.slots().await?;
     let (nodes, nobody) = (node_names(agent, cib), BTreeMap::new());
     carry_out(agent, local, cib, plan(view(agent, &nodes, state, &found, &nobody))).await;
-    let wanted = agent.slot_settings().map(|known| SlotSettings {
-        // No matter here, and one reload less after a promotion.
-        copies_logical: agent.postmaster.settings().slots.is_some_and(|slots| slots.copies_logical),
-        ahead_of_logical: if known.feedback && found.wal_level_logical {
-            ahead_of_logical(&agent.node, cib, agent.names(), &state.rows, &found.slots)
-        } else {
-            Vec::new()
-        },
-        ..known
-    });
-    agent.settle_slots(wanted)
+    // No matter here, and one reload less after a promotion.
+    let copies = agent.postmaster.settings().slots.is_some_and(|slots| slots.copies_logical);
+    let ahead = if agent.copies_logical() && found.wal_level_logical {
+        ahead_of_logical(&agent.node, cib, agent.names(), &state.rows, &found.slots)
+    } else {
+        Vec::new()
+    };
+    agent.settle_slots(agent.slot_settings_seen(copies, ahead))
 }
 
 async fn on_standby<R: Run + Clone>(
@@ -86,13 +83,14 @@ async fn on_standby<R: Run + Clone>(
 ) -> Result<(), Failure> {
     let found = local.slots().await?;
     let primary = cib.primary_other_than(&agent.node, agent.names());
-    name_own_slot(agent, primary, &found).await?;
+    let address = primary.and_then(|node| node.address(agent.names()));
+    name_own_slot(agent, address, &found).await?;
     let nodes = node_names(agent, cib);
     let nobody = BTreeMap::new();
     let asked = to_ask(view(agent, &nodes, state, &found, &nobody));
     let held = positions(agent, cib, state, &found, &asked).await;
     carry_out(agent, local, cib, plan(view(agent, &nodes, state, &found, &held))).await;
-    let Some(address) = primary.and_then(|node| node.address(agent.names())) else { return Ok(()) };
+    let Some(address) = address else { return Ok(()) };
     if state.receives {
         return replace_stale(agent, local, address, &found).await;
     }
@@ -103,21 +101,18 @@ async fn on_standby<R: Run + Clone>(
 /// there cannot stream.
 async fn name_own_slot<R: Run + Clone>(
     agent: &Agent<R>,
-    primary: Option<&Node>,
+    primary: Option<&str>,
     found: &Slots,
 ) -> Result<(), Failure> {
-    let wanted = agent.slot_settings().map(|known| SlotSettings {
-        copies_logical: known.feedback && found.wal_level_logical,
-        ..known
-    });
+    let copies = agent.copies_logical() && found.wal_level_logical;
+    let wanted = agent.slot_settings_seen(copies, Vec::new());
     let slot = |slots: &Option<SlotSettings>| slots.as_ref().map(|slots| slots.own.clone());
     let named = slot(&wanted).filter(|own| !own.is_empty());
     if let Some(own) = named
         && slot(&agent.postmaster.settings().slots).as_deref() != Some(&own)
     {
-        let address = primary.and_then(|node| node.address(agent.names()));
-        let Some(address) = address else { return Ok(()) };
-        agent.remote(address, agent.share(6, ASK_LIMIT)).ensure_slot(&own).await?;
+        let Some(primary) = primary else { return Ok(()) };
+        agent.remote(primary, agent.share(6, ASK_LIMIT)).ensure_slot(&own).await?;
     }
     agent.settle_slots(wanted)
 }
