@@ -1,10 +1,6 @@
 //! Traces that others left in a data directory: base backups, and programs that still make one.
 
-use std::{
-    fs,
-    io::{self, Read, Seek, SeekFrom},
-    path::Path,
-};
+use std::{fs, io, path::Path};
 
 use super::{command::Run, postmaster::Postmaster};
 use crate::model::agent::backup::{Files, Method};
@@ -49,27 +45,4 @@ impl<R: Run> Postmaster<R> {
         let text = fs::read(self.pgdata.join("backup_label")).ok()?;
         Some(Method::of_label(&String::from_utf8_lossy(&text)))
     }
-
-    /// The last complaint with which the server ended, from its log file after the byte `from`.
-    pub fn last_fatal(&self, from: u64) -> Option<String> {
-        let mut file = fs::File::open(&self.logfile).ok()?;
-        let length = file.metadata().ok().filter(fs::Metadata::is_file)?.len();
-        file.seek(SeekFrom::Start(from.max(length.saturating_sub(TAIL_BYTES)))).ok()?;
-        let mut tail = Vec::new();
-        file.take(TAIL_BYTES).read_to_end(&mut tail).ok()?;
-        let tail = String::from_utf8_lossy(&tail).into_owned();
-        let said = |line: &str| {
-            let (_, said) = line.split_once("FATAL:").or_else(|| line.split_once("PANIC:"))?;
-            Some(said.trim().to_owned())
-        };
-        tail.lines().rev().find_map(said)
-    }
-
-    /// How long the server's log file is.
-    pub fn log_bytes(&self) -> u64 {
-        fs::metadata(&self.logfile).map_or(0, |log| log.len())
-    }
 }
-
-/// How much of the end of a log is read.
-const TAIL_BYTES: u64 = 16 << 10;

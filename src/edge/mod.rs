@@ -19,5 +19,6 @@ pub mod poke;
 pub mod postgres;
 pub mod postmaster;
 pub mod rewind_files;
+pub mod server_log;
 pub mod slot_sql;
 pub mod tail_files;

@@ -15,6 +15,7 @@ mod slots;
 mod switchover;
 mod sync;
 mod tail;
+mod unstartable;
 mod validation;
 
 use std::time::Duration;

@@ -4,7 +4,8 @@
 //! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
 //! the steps that keep the synchronous standbys ([`sync_plan`]) and the replication slots ([`slots`]),
 //! who is elected among a quorum ([`quorum_election`]), whether a node may come back as it is
-//! ([`rejoin`], [`tail`]), and what is wrong with its settings ([`requirements`]).
+//! ([`rejoin`], [`tail`]), why its server ended ([`server_log`]), and what is wrong with its settings
+//! ([`requirements`]).
 
 pub mod backup;
 pub mod cib;
@@ -25,6 +26,7 @@ mod quorum_plan;
 pub mod rejoin;
 pub mod requirements;
 pub mod rewind;
+pub mod server_log;
 pub mod settings;
 pub mod slots;
 pub mod sync_plan;

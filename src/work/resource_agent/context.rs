@@ -14,19 +14,24 @@ use crate::{
         identity::Identity,
         poke,
         postmaster::{Postmaster, PostmasterError, find_bindir},
+        server_log::ServerLog,
     },
     error::chain,
     model::agent::{
         cib::{Names, Node},
         code::OcfCode,
         condition::{Answer, Condition, Process, condition},
-        conninfo::Upstream,
+        conninfo::{self, Upstream},
         lsn::Position,
         parameters::{Parameters, ReplicationMode},
         pid_file::Phase,
+        server_log::is_beyond_recovery,
         settings::{Settings, SyncName},
     },
 };
+
+/// How long a server's log may take to hold its last words: they go through another process.
+const LAST_WORDS: Duration = Duration::from_millis(500);
 
 /// Why an action failed, and the code that Pacemaker acts upon.
 #[derive(Debug)]
@@ -81,8 +86,8 @@ pub(super) struct Agent<R> {
     pub(super) state_dir: String,
     pub(super) log: Logger,
     deadline: Instant,
-    /// How long the server's log was when this action began.
-    log_bytes: u64,
+    /// The server's log as it was when this action began.
+    server_log: ServerLog,
 }
 
 impl<R: Run + Clone> Agent<R> {
@@ -113,7 +118,7 @@ impl<R: Run + Clone> Agent<R> {
         let left = deadline.saturating_duration_since(Instant::now());
         let names = Names::of(&parameters.resource);
         Ok(Self {
-            log_bytes: postmaster.log_bytes(),
+            server_log: ServerLog::mark(&parameters.pgdata, &parameters.logfile),
             attributes: Attributes { run, names, limit: (left / 3).min(Duration::from_secs(10)) },
             parameters,
             node,
@@ -154,14 +159,7 @@ impl<R: Run + Clone> Agent<R> {
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             match self.postmaster.process()?.0 {
-                Process::Gone | Process::Orphans => {
-                    let log = self.parameters.logfile.display();
-                    let said = self.postmaster.last_fatal(self.log_bytes).unwrap_or_default();
-                    return Err(Failure::new(
-                        OcfCode::Generic,
-                        format!("Postgres ended while starting; see its log, or {log}: {said}"),
-                    ));
-                }
+                Process::Gone | Process::Orphans => return Err(self.ended().await),
                 // Asking earlier would only fill the server's log.
                 Process::Running(Some(Phase::Starting)) if !left.is_zero() => {}
                 Process::Running(_) => {
@@ -174,6 +172,38 @@ impl<R: Run + Clone> Agent<R> {
             }
             sleep(Duration::from_millis(3)).await;
         }
+    }
+
+    /// Begins to start the server; one that ends before anybody saw it is told like one that ends later.
+    pub(super) async fn launch(&self) -> Result<(), Failure> {
+        match self.postmaster.start(self.left()).await {
+            Err(PostmasterError::NotStarted { .. }) => Err(self.ended().await),
+            started => Ok(started?),
+        }
+    }
+
+    /// Why a server that was to start has ended, in its own words, and what a person can do.
+    async fn ended(&self) -> Failure {
+        let look = format!("tail -n 50 {}", self.server_log.place().display());
+        let until = Instant::now() + LAST_WORDS;
+        let mut said = self.server_log.why_ended();
+        while said.is_none() && Instant::now() < until {
+            sleep(Duration::from_millis(20)).await;
+            said = self.server_log.why_ended();
+        }
+        let Some(said) = said else {
+            let reason = "Postgres ended while starting, and its log does not say why";
+            return Failure::new(OcfCode::Generic, reason).with(vec![look, self.cleanup_command()]);
+        };
+        let commands = if is_beyond_recovery(&said) {
+            let settings = self.postmaster.settings();
+            let primary = conninfo::get(&settings.primary_conninfo, "host");
+            [vec![look], self.replace_commands(primary.as_deref())].concat()
+        } else {
+            vec![look, self.cleanup_command()]
+        };
+        let reason = format!("Postgres ended while starting: {said}");
+        Failure::new(OcfCode::Generic, reason).with(commands)
     }
 
     /// The server's condition from its files alone.

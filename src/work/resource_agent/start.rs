@@ -55,7 +55,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     agent.postmaster.write_standby_signal()?;
     info!(agent.log, "starting as a standby"; "event" => "agent.start.begin",
         "primary" => primary.map_or("none", |node| node.name.as_str()));
-    agent.postmaster.start(agent.left()).await?;
+    agent.launch().await?;
     let (ready, attributes) = tokio::join!(ready(agent), announce(agent, &address, files));
     ready?;
     attributes?;
