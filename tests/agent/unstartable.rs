@@ -2,7 +2,59 @@
 
 use std::fs;
 
-use super::{cluster::Cluster, follows};
+use super::{
+    SECONDS,
+    cluster::{Cluster, eventually},
+    follows,
+};
+
+/// pg03 replayed what pg01 never got to its synchronous standby pg02, and has stopped; then pg01 died, and
+/// pg02 is the primary. The WAL of pg03 ends with a whole segment, and so without a trace of its end.
+fn ahead_of_the_heir() -> Cluster {
+    let cluster = Cluster::pair();
+    cluster.add("pg03");
+    follows(&cluster, "pg01", "pg03");
+    cluster.act("pg02", "stop").with(0);
+    cluster.sql("pg01", "set synchronous_commit = local; create table only_here as select 1");
+    cluster.sql("pg01", "checkpoint");
+    let end = cluster.sql("pg01", "select pg_switch_wal()");
+    let replayed = format!("select pg_last_wal_replay_lsn() >= '{end}'");
+    eventually(SECONDS, "pg03 has all of it", || cluster.sql("pg03", &replayed) == "t");
+    cluster.sql("pg03", "checkpoint");
+    let last = cluster.sql("pg01", &format!("select pg_walfile_name('{end}')"));
+    cluster.crash("pg01");
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg03", "stop").with(0);
+    // What recycling may have made in advance is not always there.
+    for entry in fs::read_dir(cluster.data("pg03").join("pg_wal")).expect("listed") {
+        let entry = entry.expect("listed");
+        let name = entry.file_name().into_string().expect("plain");
+        if name.len() == last.len() && name > last {
+            fs::remove_file(entry.path()).expect("removed");
+        }
+    }
+    cluster.act("pg02", "start").with(0);
+    cluster.act("pg02", "promote").with(0);
+    cluster.act("pg02", "monitor").with(8);
+    cluster.sql("pg02", "create table only_there as select 1");
+    cluster
+}
+
+#[test]
+fn a_standby_that_replayed_more_than_the_new_primary_is_rewound_though_its_wal_has_no_end() {
+    let mut cluster = ahead_of_the_heir();
+    let refused = cluster.act("pg03", "start").with(1);
+    assert!(refused.reason().starts_with("diverged from"), "{}", refused.stderr);
+    assert!(refused.commands().contains("pg_rewind"), "{}", refused.stderr);
+
+    cluster.parameters.insert("rewind", "true".to_owned());
+    cluster.act("pg03", "start").with(0);
+    follows(&cluster, "pg02", "pg03");
+    eventually(SECONDS, "pg03 has what pg02 has", || {
+        cluster.sql("pg03", "select to_regclass('only_there') is not null") == "t"
+    });
+    assert_eq!(cluster.sql("pg03", "select to_regclass('only_here') is null"), "t");
+}
 
 #[test]
 fn a_server_that_ends_while_starting_is_heard_wherever_it_logs() {

@@ -50,6 +50,9 @@ pub fn verdict(control: &ControlData, local: Local, primary: &Primary) -> Verdic
             ),
         };
     }
+    if let Some(why) = data_beyond(control, primary) {
+        return Verdict::Diverged { why };
+    }
     let Some(end) = branch_point(local.timeline, primary) else {
         return Verdict::Diverged {
             why: format!(
@@ -75,6 +78,29 @@ pub fn verdict(control: &ControlData, local: Local, primary: &Primary) -> Verdic
             ),
         },
     }
+}
+
+/// How the data files of a standby show records that the primary never had, whatever its WAL shows: a
+/// server with such files ends at every start, since it cannot recover along the primary's history.
+fn data_beyond(control: &ControlData, primary: &Primary) -> Option<String> {
+    if !control.was_standby() {
+        return None;
+    }
+    let (checkpoint, needed) = (control.checkpoint, control.minimum_recovery);
+    let left = |timeline| branch_point(timeline, primary);
+    // A checkpoint's record begins where it is said to be; what recovery must reach is where one ends.
+    if left(control.checkpoint_timeline).is_none_or(|end| checkpoint >= end) {
+        return Some(format!(
+            "its last checkpoint, at {checkpoint}, is no part of the primary's history"
+        ));
+    }
+    let timeline = control.minimum_recovery_timeline;
+    let outside = needed != Lsn(0) && left(timeline).is_none_or(|end| needed > end);
+    outside.then(|| {
+        format!(
+            "its data files need timeline {timeline} up to {needed}, which the primary does not have"
+        )
+    })
 }
 
 /// Where the primary left `timeline`: its current position if it is still there.
@@ -133,6 +159,32 @@ mod tests {
         assert_eq!(verdict(&control(), local, &branched), Verdict::Follow);
         let local = Local { was_standby: false, ..local };
         assert!(matches!(verdict(&control(), local, &branched), Verdict::Diverged { .. }));
+    }
+
+    #[test]
+    fn a_standby_whose_data_files_went_beyond_does_not_follow_whatever_its_wal_shows() {
+        let branched = primary(2, 0x900, "1 0/500 x");
+        let local = Local { timeline: 1, last_record: None, was_standby: true };
+        let standby = |checkpoint, minimum_recovery, minimum_recovery_timeline| ControlData {
+            state: super::super::control_data::DatabaseState::InArchiveRecovery,
+            checkpoint: Lsn(checkpoint),
+            minimum_recovery: Lsn(minimum_recovery),
+            minimum_recovery_timeline,
+            ..control()
+        };
+        for (name, control, follows) in [
+            ("nothing beyond", standby(0x400, 0x480, 1), true),
+            ("up to the branch", standby(0x400, 0x500, 1), true),
+            ("nothing replayed since its backup", standby(0x400, 0, 0), true),
+            ("on the new timeline already", standby(0x400, 0x700, 2), true),
+            ("replayed beyond", standby(0x400, 0x501, 1), false),
+            ("a checkpoint beyond", standby(0x500, 0x500, 1), false),
+            ("more than the primary has", standby(0x400, 0x901, 2), false),
+            ("a timeline that the primary never was on", standby(0x400, 0x480, 3), false),
+        ] {
+            let found = verdict(&control, local, &branched);
+            assert_eq!(found == Verdict::Follow, follows, "{name}: {found:?}");
+        }
     }
 
     #[test]
