@@ -1,6 +1,7 @@
 //! Takes WAL beyond the end of a timeline out of the server's sight, without deleting it.
 
 use std::{
+    collections::BTreeMap,
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Seek, SeekFrom},
     os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown, fchown},
@@ -8,7 +9,7 @@ use std::{
 };
 
 use super::identity::Identity;
-use crate::model::agent::tail::Beyond;
+use crate::model::agent::{history::History, lsn::Lsn, tail::Beyond};
 
 #[derive(Debug, thiserror::Error)]
 #[error("cannot move WAL beyond the end of its timeline aside, {path}", path = .path.display())]
@@ -46,6 +47,26 @@ impl<'a> TailFiles<'a> {
             Some((entry.file_name().into_string().ok()?, size))
         });
         Ok(files.collect())
+    }
+
+    /// Where the timelines begin whose history is here, by their numbers.
+    pub fn begins(&self) -> Result<BTreeMap<u32, Lsn>, TailError> {
+        let mut begins = BTreeMap::new();
+        for (name, _) in self.list()? {
+            let Some(id) = name.strip_suffix(".history") else { continue };
+            let text = fs::read_to_string(self.wal.join(&name)).ok();
+            let history = text.and_then(|text| History::parse(&text));
+            let begin = history.and_then(|history| history.begins());
+            if let (Ok(timeline), Some(begin)) = (u32::from_str_radix(id, 16), begin) {
+                begins.insert(timeline, begin);
+            }
+        }
+        Ok(begins)
+    }
+
+    /// Moves a whole segment aside.
+    pub fn set_whole_aside(&self, segment: &Beyond) -> Result<(), TailError> {
+        self.set_aside(&Beyond { keep: 0, ..segment.clone() })
     }
 
     /// Whether anything is written in the file after the bytes that belong to the primary's history.
@@ -118,7 +139,6 @@ fn failed(path: &Path, source: io::Error) -> TailError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::agent::lsn::Lsn;
 
     #[test]
     fn what_is_set_aside_stays_whole_and_its_beginning_stays_in_place() {

@@ -87,3 +87,37 @@ fn a_server_that_ends_while_starting_is_heard_wherever_it_logs() {
     cluster.act("pg02", "start").with(0);
     follows(&cluster, "pg01", "pg02");
 }
+
+#[test]
+fn a_standby_that_has_received_nothing_of_a_new_timeline_yet_starts() {
+    let cluster = Cluster::pair();
+    cluster.add("pg03");
+    follows(&cluster, "pg01", "pg03");
+    cluster.sql("pg01", "create table before as select 1");
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    cluster.act("pg02", "monitor").with(8);
+    cluster.act("pg03", "stop").with(0);
+    cluster.sql("pg02", "create table after as select 1");
+    // What a standby has that dies, or whose disk is full, when it has just made the new segment.
+    let file = cluster.sql("pg02", "select pg_walfile_name(pg_current_wal_insert_lsn())");
+    let wal = |node: &str| cluster.data(node).join("pg_wal");
+    let history = format!("{}.history", &file[..8]);
+    cluster.copy(&wal("pg02").join(&history), &wal("pg03").join(&history));
+    cluster.copy(&wal("pg02").join(&file), &wal("pg03").join(&file));
+    fs::write(wal("pg03").join(&file), vec![0; 16 << 20]).expect("written");
+
+    let started = cluster.act("pg03", "start").with(0);
+    assert!(started.stderr.contains("agent.start.hollow"), "{}", started.stderr);
+    follows(&cluster, "pg02", "pg03");
+    eventually(SECONDS, "pg03 has what was written meanwhile", || {
+        cluster.sql("pg03", "select to_regclass('after') is not null") == "t"
+    });
+    assert!(wal("pg03").join("pgcm-divergent").join(&file).exists(), "nothing is deleted");
+
+    // One that holds the beginning of its timeline stays.
+    cluster.act("pg03", "stop").with(0);
+    let again = cluster.act("pg03", "start").with(0);
+    assert!(!again.stderr.contains("agent.start.hollow"), "{}", again.stderr);
+    follows(&cluster, "pg02", "pg03");
+}

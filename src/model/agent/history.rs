@@ -26,6 +26,11 @@ impl History {
         Some(Self { ancestors })
     }
 
+    /// Where the timeline itself begins; `None` for the first one.
+    pub fn begins(&self) -> Option<Lsn> {
+        self.ancestors.last().map(|&(_, lsn)| lsn)
+    }
+
     /// Where the line of descent left `timeline`; `None` when it never was on it.
     pub fn left(&self, timeline: u32) -> Option<Lsn> {
         self.ancestors.iter().rev().find(|(id, _)| *id == timeline).map(|&(_, lsn)| lsn)
@@ -43,6 +48,8 @@ mod tests {
         assert_eq!(history.left(1), Some(Lsn(0x300_0148)));
         assert_eq!(history.left(2), Some(Lsn(0x500_0000)));
         assert_eq!(history.left(3), None);
+        assert_eq!(history.begins(), Some(Lsn(0x500_0000)));
+        assert_eq!(History::default().begins(), None);
     }
 
     #[test]

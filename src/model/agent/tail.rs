@@ -2,6 +2,9 @@
 //!
 //! A primary that ends in the middle of a record may have sent the first part of it. Whoever is promoted
 //! goes on where that record began. A standby that keeps the first part waits for the rest for ever.
+//! And segments that a standby has made for a timeline of which it has received nothing yet.
+
+use std::collections::BTreeMap;
 
 use super::{
     control_data::ControlData,
@@ -40,6 +43,27 @@ pub fn beyond(files: &[(String, u64)], primary: &Primary) -> Vec<Beyond> {
         (!replaced).then(|| Beyond { name: name.clone(), timeline, end, keep })
     });
     found.collect()
+}
+
+/// The segment files in which a timeline begins, of those timelines that `begins` knows: the part before
+/// is a copy of the ancestors' WAL.
+///
+/// One that holds nothing of its own timeline yet is worse than useless. A server prefers it to the
+/// ancestors' own segment, finds less in it than it needs, and ends, because it would have to go back to
+/// an older timeline than that of the last file.
+pub fn first_segments(files: &[(String, u64)], begins: &BTreeMap<u32, Lsn>) -> Vec<Beyond> {
+    let first = files.iter().filter_map(|(name, size)| {
+        let start = segment(name, *size)?;
+        let begin = *begins.get(&start.timeline)?;
+        let within = start.lsn < begin && begin.0 < start.lsn.0 + size;
+        within.then(|| Beyond {
+            name: name.clone(),
+            timeline: start.timeline,
+            end: begin,
+            keep: begin.0 - start.lsn.0,
+        })
+    });
+    first.collect()
 }
 
 /// Whether the data files of a stopped server need nothing beyond the `end` of a timeline.
@@ -124,6 +148,22 @@ mod tests {
             let found: Vec<_> =
                 found.iter().map(|found| (found.name.as_str(), found.keep)).collect();
             assert_eq!(found, expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_timelines_first_segment_is_the_one_in_which_it_begins() {
+        let begins = BTreeMap::from([(7, Lsn(0x7FE_9D20)), (8, Lsn(0x800_0000))]);
+        for (file, keep) in [
+            ("000000070000000000000007", Some(0xFE_9D20)),
+            ("000000060000000000000007", None),
+            ("000000070000000000000008", None),
+            // It begins with its timeline: there is nothing in it that is another's.
+            ("000000080000000000000008", None),
+            ("00000007.history", None),
+        ] {
+            let found = first_segments(&[(file.to_owned(), SIZE)], &begins);
+            assert_eq!(found.first().map(|found| found.keep), keep, "{file}");
         }
     }
 

@@ -47,6 +47,8 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     agent.postmaster.remove_stale_locks()?;
     let files = own_files(agent, &control);
     let rewound = rewind::resume(agent, &control, upstream).await?;
+    // Before all that recovers, or takes a segment's presence for its content.
+    agent.set_hollow_aside()?;
     if let (Some(address), false) = (upstream, rewound) {
         rejoin::before_start(agent, &control, address).await?;
     }

@@ -4,11 +4,15 @@ use slog::info;
 
 use super::context::{Agent, Failure};
 use crate::{
-    edge::{agent_sql::State, command::Run, tail_files::TailFiles},
+    edge::{
+        agent_sql::State,
+        command::Run,
+        tail_files::{TailError, TailFiles},
+    },
     model::agent::{
         control_data::ControlData,
         rejoin::Primary,
-        tail::{Beyond, beyond, may_do_without},
+        tail::{Beyond, beyond, first_segments, may_do_without},
     },
 };
 
@@ -41,6 +45,23 @@ impl<R: Run + Clone> Agent<R> {
             info!(self.log, "moved aside WAL beyond where the primary left its timeline";
                 "event" => "agent.rejoin.aside", "segment" => &beyond.name,
                 "end" => %beyond.end, "to" => %files.aside().display());
+        }
+        Ok(())
+    }
+
+    /// Moves aside the segments that a standby has made for a newer timeline and that hold nothing of it:
+    /// with them this stopped server would end at every start.
+    pub(super) fn set_hollow_aside(&self) -> Result<(), Failure> {
+        let files = self.tail_files();
+        let look = || Ok::<_, TailError>(first_segments(&files.list()?, &files.begins()?));
+        for segment in look().map_err(|error| Failure::caused_by(&error))? {
+            if files.is_written(&segment).map_err(|error| Failure::caused_by(&error))? {
+                continue;
+            }
+            files.set_whole_aside(&segment).map_err(|error| Failure::caused_by(&error))?;
+            info!(self.log, "moved aside a segment that holds nothing of its timeline";
+                "event" => "agent.start.hollow", "segment" => &segment.name,
+                "begin" => %segment.end, "to" => %files.aside().display());
         }
         Ok(())
     }
