@@ -106,7 +106,7 @@ impl<R: Run> Postmaster<R> {
         PidFile::parse(&fs::read_to_string(self.pgdata.join("postmaster.pid")).ok()?)
     }
 
-    /// Processes of the data directory.
+    /// Processes of the data directory, its postmaster's and those that it left.
     pub fn orphans(&self) -> Result<Vec<u32>, PostmasterError> {
         let numbered =
             |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
@@ -114,6 +114,15 @@ impl<R: Run> Postmaster<R> {
             let entries = fs::read_dir("/proc").into_iter().flatten();
             entries.filter_map(numbered).filter(|&pid| self.is_ours(pid)).collect()
         })
+    }
+
+    /// The process that receives WAL, when there is one.
+    pub fn walreceiver(&self) -> Result<Option<u32>, PostmasterError> {
+        let receives = |pid: &u32| {
+            let title = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            String::from_utf8_lossy(&title).contains("walreceiver")
+        };
+        Ok(self.orphans()?.into_iter().find(receives))
     }
 
     /// Whether `pid` is a living Postgres with this data directory: the id in a file that survived

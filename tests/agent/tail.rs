@@ -1,6 +1,6 @@
 //! A standby that received the beginning of a record which its primary never finished.
 
-use std::{fs, os::unix::fs::FileExt, path::PathBuf};
+use std::{fs, os::unix::fs::FileExt, path::PathBuf, time::Duration};
 
 use super::{
     SECONDS,
@@ -67,7 +67,8 @@ fn a_standby_with_half_a_record_fails_its_monitor_and_streams_after_a_start() {
     let streams = "select count(*) from pg_stat_replication where state = 'streaming'";
     assert_eq!(cluster.sql("pg01", streams), "0");
 
-    cluster.act("pg02", "stop").with(0);
+    let stopped = cluster.act("pg02", "stop").with(0);
+    assert!(stopped.took < Duration::from_secs(10), "{:?}: {}", stopped.took, stopped.stderr);
     let wal = cluster.data("pg02").join("pg_wal");
     let whole = fs::read(wal.join(&name)).expect("a segment");
     let started = cluster.act("pg02", "start").with(0);
