@@ -12,7 +12,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        statvfs::statvfs,
+    },
     unistd::Pid,
 };
 
@@ -268,6 +271,9 @@ fn unreadable_configuration(cluster: &Cluster) -> Held {
 }
 
 /// A file system of a few MiB, which the test container brings along; one test at a time has it.
+///
+/// To be taken before the cluster, so that it outlives it: a server that still ends gives blocks back,
+/// and a disk that is full for one test would not stay full.
 struct SmallDisk {
     _one: MutexGuard<'static, ()>,
 }
@@ -275,20 +281,27 @@ struct SmallDisk {
 const SMALL: &str = "/small";
 
 impl SmallDisk {
-    /// Moves pg01's data directory to the small disk; the server must not run.
-    fn holding(cluster: &Cluster) -> Self {
+    fn empty() -> Self {
         static ONE: Mutex<()> = Mutex::new(());
         let one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
         assert!(Path::new(SMALL).is_dir(), "this test needs a small file system at {SMALL}");
-        let disk = Self { _one: one };
-        disk.clear();
+        // Files that a dying process still has open count until it is gone.
+        eventually(SECONDS, "nothing is left on the small disk", || {
+            Self::clear();
+            let disk = statvfs(SMALL).expect("a file system");
+            disk.blocks_free() == disk.blocks()
+        });
+        Self { _one: one }
+    }
+
+    /// Moves pg01's data directory here; the server must not run.
+    fn take(&self, cluster: &Cluster) {
         static NUMBER: AtomicU32 = AtomicU32::new(0);
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let data = PathBuf::from(SMALL).join(format!("data-{number}"));
         cluster.copy(&cluster.data("pg01"), &data);
         fs::remove_dir_all(cluster.data("pg01")).expect("removed");
         symlink(&data, cluster.data("pg01")).expect("linked");
-        disk
     }
 
     /// Leaves not one block free.
@@ -304,7 +317,7 @@ impl SmallDisk {
         fs::remove_file(Path::new(SMALL).join("filler")).expect("removed");
     }
 
-    fn clear(&self) {
+    fn clear() {
         for entry in fs::read_dir(SMALL).expect("listed") {
             let path = entry.expect("listed").path();
             let _ = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
@@ -314,7 +327,9 @@ impl SmallDisk {
 
 fn full_disk(cluster: &Cluster) -> Held {
     let mut held = stopped(cluster);
-    let disk = SmallDisk::holding(cluster);
+    // `row` lets go of a cluster before it lets go of what held it.
+    let disk = SmallDisk::empty();
+    disk.take(cluster);
     disk.fill();
     held.disk = Some(disk);
     held
@@ -356,8 +371,9 @@ matrix! {
 
 #[test]
 fn a_primary_whose_disk_fills_up_loses_nothing_and_says_why_it_does_not_start() {
+    let disk = SmallDisk::empty();
     let cluster = Cluster::new();
-    let disk = SmallDisk::holding(&cluster);
+    disk.take(&cluster);
     primary(&cluster);
     cluster.sql("pg01", "create table t as select 1 as n");
     let settings = fs::read_to_string(cluster.data("pg01").join("pgcm.conf")).expect("settings");
@@ -390,8 +406,9 @@ fn a_primary_whose_disk_fills_up_loses_nothing_and_says_why_it_does_not_start() 
 
 #[test]
 fn a_promotion_on_a_full_disk_fails_with_the_reason() {
+    let disk = SmallDisk::empty();
     let cluster = Cluster::new();
-    let disk = SmallDisk::holding(&cluster);
+    disk.take(&cluster);
     standby(&cluster);
     disk.fill();
     let failed = cluster.act("pg01", "promote").with(1);
@@ -403,9 +420,10 @@ fn a_promotion_on_a_full_disk_fails_with_the_reason() {
 
 #[test]
 fn settings_on_a_full_disk_stay_the_old_ones() {
+    let disk = SmallDisk::empty();
     let cluster = Cluster::new();
     stopped(&cluster);
-    let disk = SmallDisk::holding(&cluster);
+    disk.take(&cluster);
     let old = "# by hand\nprimary_conninfo = 'host=10.0.0.9'\n";
     let path = cluster.data("pg01").join("pgcm.conf");
     fs::write(&path, old).expect("written");
