@@ -89,9 +89,11 @@ fn data_beyond(control: &ControlData, primary: &Primary) -> Option<String> {
     let (checkpoint, needed) = (control.checkpoint, control.minimum_recovery);
     let left = |timeline| branch_point(timeline, primary);
     // A checkpoint's record begins where it is said to be; what recovery must reach is where one ends.
-    if left(control.checkpoint_timeline).is_none_or(|end| checkpoint >= end) {
+    let timeline = control.checkpoint_timeline;
+    if left(timeline).is_none_or(|end| checkpoint >= end) {
         return Some(format!(
-            "its last checkpoint, at {checkpoint}, is no part of the primary's history"
+            "its last checkpoint, at {checkpoint} on timeline {timeline}, is no part of the primary's \
+             history"
         ));
     }
     let timeline = control.minimum_recovery_timeline;

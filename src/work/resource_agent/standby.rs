@@ -144,12 +144,13 @@ async fn fail_if_diverged<R: Run + Clone>(
     state: &State,
 ) -> Result<(), Failure> {
     let limit = agent.share(6, Duration::from_secs(3));
-    let Ok(primary) = agent.remote(address, limit).describe().await else {
-        // The primary cannot be reached: that is not this standby's fault.
+    // Before the primary is asked: what it says must not be older than what is found here.
+    let Ok(control) = agent.postmaster.control_data(limit).await else {
+        // A slow disk is no proof.
         return Ok(());
     };
-    let Ok(control) = agent.postmaster.control_data(limit).await else {
-        // A slow disk is no proof either.
+    let Ok(primary) = agent.remote(address, limit).describe().await else {
+        // The primary cannot be reached: that is not this standby's fault either.
         return Ok(());
     };
     let received = agent.received(state.position, state.checkpoint_timeline);
