@@ -30,6 +30,11 @@ impl History {
     pub fn left(&self, timeline: u32) -> Option<Lsn> {
         self.ancestors.iter().rev().find(|(id, _)| *id == timeline).map(|&(_, lsn)| lsn)
     }
+
+    /// Where the line of descent left its last ancestor: where this timeline began.
+    pub fn began(&self) -> Option<Lsn> {
+        self.ancestors.last().map(|&(_, lsn)| lsn)
+    }
 }
 
 #[cfg(test)]
@@ -43,6 +48,7 @@ mod tests {
         assert_eq!(history.left(1), Some(Lsn(0x300_0148)));
         assert_eq!(history.left(2), Some(Lsn(0x500_0000)));
         assert_eq!(history.left(3), None);
+        assert_eq!(history.began(), Some(Lsn(0x500_0000)));
     }
 
     #[test]
