@@ -114,7 +114,7 @@ async fn start_standby<R: Run + Clone>(
 ) -> Result<(), Failure> {
     agent.postmaster.write_settings(&agent.standby_settings(heir))?;
     agent.postmaster.write_standby_signal()?;
-    agent.postmaster.start(agent.left()).await?;
+    agent.launch().await?;
     Ok(())
 }
 
