@@ -64,7 +64,7 @@ test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=bookworm BINARIES=agent
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
-	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"
+	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary pools::"
 
 config: ## renew config/config.toml from the defaults
 	cargo run --locked --quiet -- show-config > config/config.toml

@@ -7,16 +7,21 @@ use std::{sync::Arc, time::Duration};
 
 use pgcm::{
     edge::{
-        etcd::Etcd,
+        etcd::{Etcd, Put},
         lock::{Acquired, Lock, LockError, LockOptions},
     },
     exit::Exit,
-    model::attempt::{Attempt, LOCK},
+    model::{
+        attempt::{Attempt, LOCK},
+        finding::Severity,
+    },
     telemetry::log::discard,
     work::{
         failover::{
             self, FailoverOptions,
+            check::Found,
             progress::{Event, Progress},
+            report::Report,
         },
         history,
         shutdown::Stop,
@@ -329,4 +334,59 @@ async fn a_lock_taken_away_is_noticed_and_never_written_again() {
     ours.release().await.expect("gives up its own");
     assert!(is_locked(&etcd).await, "theirs stays");
     assert!(theirs.fencing_token() > ours.fencing_token());
+}
+
+/// The words of the finding that `check` made.
+fn told(report: &Report, check: &str, severity: Severity) -> String {
+    let of = |found: &&Found| {
+        (found.finding.check.as_str(), found.finding.severity) == (check, severity)
+    };
+    let found = report.findings.iter().find(of);
+    found.unwrap_or_else(|| panic!("{check} in {report}")).finding.message.clone()
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_as_it_must_be_is_named_with_the_remedy() {
+    let (_process, etcd, cluster) = start().await;
+    let look = || run(&etcd, FailoverOptions { dry_run: true, ..options("one") });
+    for (call, check, remedy) in [
+        ("health", "agent-health", "start it again, or see its log"),
+        ("check", "agent-checks", "see its log"),
+        ("view", "primary-unsure", "wait until it knows"),
+    ] {
+        cluster.fault(&format!("pg01/supervise {call}"), Fault::Fail);
+        let words = told(&look().await, check, Severity::Refuse);
+        assert!(words.contains("pg01/supervise") && words.contains(remedy), "{words}");
+        cluster.heal();
+    }
+    cluster.sees("pg02/supervise", "pg02");
+    let words = told(&look().await, "primary-disagreement", Severity::Refuse);
+    let expected = "it sees pg02 as the primary, but pg01 is published; wait until they agree";
+    assert_eq!(words, expected);
+    cluster.heal();
+    cluster.is_of_version("app01/proxy", "9.9.9");
+    let words = told(&look().await, "versions", Severity::Warn);
+    assert!(words.contains("9.9.9") && words.contains("finish the upgrade"), "{words}");
+    cluster.heal();
+    assert_eq!(look().await.exit, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_view_that_cannot_be_read_and_an_agent_of_no_known_kind_refuse() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.calls_itself("app01/proxy", "toaster");
+    let entry = etcd.get("/agents/app01/proxy").await.expect("etcd").expect("registered");
+    let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
+    let endpoints = vec![agent["api"].as_str().expect("an address").to_owned()];
+    let named = FailoverOptions { endpoints, dry_run: true, ..options("one") };
+    let words = told(&run(&etcd, named).await, "agent-kind", Severity::Refuse);
+    assert!(words.contains("`toaster`") && words.contains("failover.endpoints"), "{words}");
+    let put = Put { key: "/cluster".to_owned(), value: "nonsense".to_owned(), lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    let report = run(&etcd, FailoverOptions { dry_run: true, ..options("one") }).await;
+    let words = told(&report, "no-primary", Severity::Refuse);
+    assert!(
+        words.contains("/cluster in etcd cannot be read") && words.contains("heals"),
+        "{words}"
+    );
 }

@@ -10,9 +10,11 @@
 #[path = "../support/docker/mod.rs"]
 mod docker;
 
+mod checks;
 mod crash;
 mod etcd;
 mod planned;
+mod pools;
 
 const CLIENTS: usize = 8;
 

@@ -143,21 +143,13 @@ async fn look(console: &Console) -> Result<Sight, ConsoleError> {
 }
 
 fn refusal(failure: &Failure) -> Finding {
-    let place = failure.socket.display();
-    match &failure.error {
-        ConsoleError::ShuttingDown => Finding::refuse(
-            "pgbouncer-shutdown",
-            format!("the PgBouncer at {place} is shutting down; wait for it or start it again"),
-        ),
-        error => Finding::refuse(
-            "pgbouncer-answer",
-            format!(
-                "the PgBouncer at {place} does not answer: {}; start it, or take its socket from \
-                 pgbouncer.admin-sockets",
-                chain(error)
-            ),
-        ),
-    }
+    let words = format!(
+        "the PgBouncer at {} does not answer: {}; start it, or take its socket from \
+         pgbouncer.admin-sockets",
+        failure.socket.display(),
+        chain(&failure.error)
+    );
+    Finding::refuse("pgbouncer-answer", words)
 }
 
 fn judge(place: &str, sight: &Sight, terms: &Terms, ours: bool) -> Vec<Finding> {
@@ -166,7 +158,8 @@ fn judge(place: &str, sight: &Sight, terms: &Terms, ours: bool) -> Vec<Finding> 
         findings.push(Finding::refuse(
             "pgbouncer-paused",
             format!(
-                "the PgBouncer at {place} is paused by something else; run RESUME on its console"
+                "the PgBouncer at {place} is paused by something else, or waits for transactions before \
+                 it shuts down; run RESUME on its console, or start it again"
             ),
         ));
     }
