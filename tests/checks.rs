@@ -227,7 +227,7 @@ async fn a_cluster_without_one_primary_or_without_quorum_refuses() {
     let nobody = HEALTHY.replace("role=\"Promoted\"", "role=\"Unpromoted\"");
     let two = HEALTHY.replace("role=\"Unpromoted\"", "role=\"Promoted\"");
     for (node, crm_mon, check, words) in [
-        ("pg03", cut_off, "quorum", "bring back enough nodes"),
+        ("pg02", cut_off, "quorum", "bring back enough nodes"),
         ("pg01", &nobody, "primary", "no node is promoted; look at: crm_mon"),
         ("pg01", &two, "primary", "are promoted at once; stop all but one of them"),
     ] {

@@ -18,7 +18,8 @@ const LONGEST_WAIT: Duration = Duration::from_secs(2);
 pub(crate) async fn move_under_load(cluster: &Cluster, round: &str) {
     let before = cluster.published_primary().await;
     let load = Load::start(cluster, CLIENTS).await;
-    load.flows().await;
+    // A PgBouncer logs in to its servers one after the other, and to another PgBouncer twice as slowly.
+    load.flows_again(Duration::from_secs(20)).await;
     let moved = cluster.exec("app01", &["pgcm", "failover", "--output", "json"]).await;
     let seen = load.stop().await;
     println!("{round}: {seen}");

@@ -144,7 +144,7 @@ async fn while_the_primary_moves_each_of_three_processes_says_that_it_is_paused(
     let cluster = &changed.cluster;
     cluster.becomes_whole(Duration::from_secs(30)).await;
     let load = Load::start(cluster, CLIENTS).await;
-    load.flows().await;
+    load.flows_again(Duration::from_secs(20)).await;
     let asked = cluster.exec("app01", &["bash", "-c", ASK_WHILE_PAUSED]).await;
     let seen = load.stop().await;
     println!("stood still for a moment: {seen}");
