@@ -12,7 +12,7 @@ export ROUNDS SEED MODE FAULTS LENGTH BROKEN
 # Every shell file of the checkout, by its first line or by what it tells shellcheck.
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
-INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover growth agent
+INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover admission growth agent
 BINARIES ?= $(INTEGRATION)
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
@@ -64,7 +64,7 @@ test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=bookworm BINARIES=agent
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
-	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"
+	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary pools::"
 
 config: ## renew config/config.toml from the defaults
 	cargo run --locked --quiet -- show-config > config/config.toml

@@ -219,3 +219,37 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
         assert!(!quiet.iter().any(|finding| finding.check == check), "{check}: {quiet:?}");
     }
 }
+
+#[tokio::test]
+async fn a_cluster_without_one_primary_or_without_quorum_refuses() {
+    let server = start_postgres().await;
+    let cut_off = include_str!("data/crm_mon/no-quorum-minority/pgcm-trixie.xml");
+    let nobody = HEALTHY.replace("role=\"Promoted\"", "role=\"Unpromoted\"");
+    let two = HEALTHY.replace("role=\"Unpromoted\"", "role=\"Promoted\"");
+    for (node, crm_mon, check, words) in [
+        ("pg02", cut_off, "quorum", "bring back enough nodes"),
+        ("pg01", &nobody, "primary", "no node is promoted; look at: crm_mon"),
+        ("pg01", &two, "primary", "are promoted at once; stop all but one of them"),
+    ] {
+        let checks = checks(node, &server, scene(crm_mon, &[]));
+        let found = checks.findings(&terms("pg02")).await;
+        assert!(told(&found, check, Refuse, words), "{check}: {found:?}");
+    }
+    let away = scene(include_str!("data/crm_mon/pacemaker-stopped/pgsql-trixie.xml"), &[]);
+    away.set(|world| world.crm_mon.0 = 102);
+    let found = checks("pg01", &server, away).findings(&terms("pg02")).await;
+    assert!(told(&found, "pacemaker", Refuse, "look there at: crm_mon"), "{found:?}");
+}
+
+#[tokio::test]
+async fn a_postgres_that_does_not_answer_refuses_on_the_primary_and_is_told_elsewhere() {
+    let server = start_postgres().await;
+    server.signal(Signal::SIGSTOP);
+    for (node, severity) in [("pg01", Refuse), ("pg02", Warn)] {
+        let checks = checks(node, &server, scene(HEALTHY, &[]));
+        let found = checks.findings(&terms("pg03")).await;
+        let words = "look at the log of Postgres there";
+        assert!(told(&found, "postgres", severity, words), "{node}: {found:?}");
+    }
+    server.signal(Signal::SIGCONT);
+}

@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 use support::{
     etcd::{EtcdServer, start_etcd},
     eventually,
+    failover::options,
     fake_cluster::{FakeCluster, address},
     fake_console::FakeConsole,
     free_port,
@@ -184,19 +185,10 @@ impl Clients {
     }
 }
 
-fn options() -> FailoverOptions {
+/// Long limits: a busy machine is no fault here.
+fn patient() -> FailoverOptions {
     FailoverOptions {
-        holder: "growth".to_owned(),
-        endpoints: Vec::new(),
-        target: None,
-        dry_run: false,
-        overrides: Vec::new(),
-        expected_agents: Vec::new(),
-        attempts: 1,
-        attempt_backoff: Duration::from_millis(100),
-        terminate_after: None,
         health_check_timeout: Duration::from_secs(20),
-        lock_timeout: Duration::ZERO,
         lock_lease: Duration::from_secs(10),
         prepare_timeout: Duration::from_secs(5),
         pause_timeout: Duration::from_secs(10),
@@ -205,7 +197,7 @@ fn options() -> FailoverOptions {
         pacemaker_timeout: Duration::from_secs(10),
         verify_timeout: Duration::from_secs(10),
         watch_interval: Duration::from_millis(50),
-        constraint_lifetime: Duration::from_secs(60),
+        ..options("growth")
     }
 }
 
@@ -239,7 +231,7 @@ async fn move_when_healthy(etcd: &Arc<Etcd>) -> Report {
     loop {
         let (_switch, stop) = Stop::new();
         let (etcd, progress) = (etcd.clone(), Arc::new(Silent));
-        let report = failover::run(options(), etcd, None, progress, stop, discard()).await;
+        let report = failover::run(patient(), etcd, None, progress, stop, discard()).await;
         if report.exit != Exit::Refused || Instant::now() > end {
             return report;
         }

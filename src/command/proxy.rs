@@ -47,7 +47,9 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     let pauser = daemon.pauser(config).await;
     let page = Arc::new(ProxyPage::new(state.clone(), pauser.status()));
     daemon.serve_web(&config.web.proxy_listen, page).await?;
-    let checks = ProxyChecks::new(consoles, state, pauser.status());
+    // `check` has refused a configuration without templates.
+    let file = templates(config).into_iter().next().map(|first| first.target).unwrap_or_default();
+    let checks = ProxyChecks::new(consoles, file, state, pauser.status());
     let parts = Parts {
         pauser: Some(Arc::clone(&pauser)),
         follower: Some(follower),

@@ -11,6 +11,7 @@ pub mod etcd;
 pub mod failure_note;
 pub mod files;
 pub mod identity;
+pub mod listeners;
 pub mod lock;
 pub mod pacemaker;
 pub mod peer;

@@ -1,4 +1,5 @@
-//! The part of a `pgbouncer.ini` that says where each database is, read as PgBouncer reads it.
+//! The parts of a `pgbouncer.ini` that matter here, read as PgBouncer reads them: where each database
+//! is, and what single users are limited to.
 
 use super::console::ShownDatabase;
 
@@ -42,32 +43,81 @@ pub enum Agreement {
 /// # Errors
 /// [`IniError::Line`] with the number of the first line at fault.
 pub fn parse(text: &str) -> Result<Vec<Database>, IniError> {
-    let mut section = String::new();
     let mut databases: Vec<Database> = Vec::new();
-    for (index, line) in text.lines().enumerate() {
-        let fault = |reason: String| IniError::Line { line: index + 1, reason };
-        let line = line.trim();
-        if line.is_empty() || line.starts_with([';', '#']) || line.starts_with("%include ") {
+    for entry in entries(text) {
+        let entry = entry?;
+        if entry.section != "databases" {
             continue;
         }
-        if let Some(rest) = line.strip_prefix('[') {
-            let name = rest.split_once(']').ok_or_else(|| fault("a section without ]".into()))?.0;
-            name.clone_into(&mut section);
-            continue;
+        let fault = |reason: String| IniError::Line { line: entry.line, reason };
+        let database = database(entry.key, entry.value).map_err(fault)?;
+        if databases.iter().any(|known| known.name == database.name) {
+            return Err(fault(format!("database {} is there twice", database.name)));
         }
-        let (key, value) = setting(line).map_err(&fault)?;
-        if section.is_empty() {
-            return Err(fault(format!("{key} stands before any [section]")));
-        }
-        if section == "databases" {
-            let database = database(key, value).map_err(&fault)?;
-            if databases.iter().any(|known| known.name == database.name) {
-                return Err(fault(format!("database {} is there twice", database.name)));
-            }
-            databases.push(database);
-        }
+        databases.push(database);
     }
     if databases.is_empty() { Err(IniError::NoDatabases) } else { Ok(databases) }
+}
+
+/// A limit that a file sets for one user alone; no console of PgBouncer shows these.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UserLimit {
+    pub user: String,
+    pub key: String,
+    pub value: String,
+}
+
+/// Those of `keys` that the section `[users]` sets, up to the first line that cannot be read.
+pub fn user_limits(text: &str, keys: &[&str]) -> Vec<UserLimit> {
+    let readable = entries(text).map_while(Result::ok);
+    let mut limits = Vec::new();
+    for Entry { key: user, value, .. } in readable.filter(|entry| entry.section == "users") {
+        let mut rest = value.trim_start();
+        while let Some((key, value, after)) = pair(rest) {
+            if keys.contains(&key) {
+                limits.push(UserLimit { user: user.clone(), key: key.to_owned(), value });
+            }
+            rest = after.trim_start();
+        }
+    }
+    limits
+}
+
+/// A line `key = value`.
+struct Entry<'a> {
+    line: usize,
+    section: &'a str,
+    key: String,
+    value: &'a str,
+}
+
+/// The lines in their order, each with its section, or why it is none.
+fn entries(text: &str) -> impl Iterator<Item = Result<Entry<'_>, IniError>> {
+    let mut section = "";
+    text.lines().enumerate().filter_map(move |(index, line)| {
+        let number = index + 1;
+        let line = line.trim();
+        if line.is_empty() || line.starts_with([';', '#']) || line.starts_with("%include ") {
+            return None;
+        }
+        let read = match line.strip_prefix('[') {
+            Some(rest) => match rest.split_once(']') {
+                Some((name, _)) => {
+                    section = name;
+                    return None;
+                }
+                None => Err("a section without ]".to_owned()),
+            },
+            None => setting(line),
+        };
+        let entry = read.and_then(|(key, value)| {
+            if section.is_empty() {
+                return Err(format!("{key} stands before any [section]"));
+            }
+            Ok(Entry { line: number, section, key, value })
+        });
+        Some(entry.map_err(|reason| IniError::Line { line: number, reason }))
+    })
 }
 
 /// Compares what the file says with what `SHOW DATABASES` shows, console database left out.
@@ -230,6 +280,17 @@ mod tests {
                 other => assert!(part == "host" && other.is_ok(), "{text}: {other:?}"),
             }
         }
+    }
+
+    #[test]
+    fn limits_of_single_users_are_found() {
+        let text = "[databases]\nquery_timeout = host=a\n[users]\n; none\napp = pool_mode=session\n\
+            \"re porter\" = pool_mode=transaction query_timeout=5 idle_transaction_timeout = 3\n\
+            odd =\n[pgbouncer]\nquery_timeout = 0\n";
+        let found = user_limits(text, &["query_timeout"]);
+        let (user, key) = ("re porter".to_owned(), "query_timeout".to_owned());
+        assert_eq!(found, [UserLimit { user, key, value: "5".to_owned() }]);
+        assert_eq!(user_limits("[users", &["query_timeout"]), []);
     }
 
     #[test]

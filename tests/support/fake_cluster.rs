@@ -56,6 +56,11 @@ struct State {
     /// Host to the expiry of its pause.
     paused: HashMap<String, Instant>,
     followed: HashMap<String, String>,
+    /// By agent, where it is not as the others: its version, what it calls itself, and whom it takes
+    /// for the primary.
+    versions: HashMap<String, String>,
+    kinds: HashMap<String, String>,
+    sees: HashMap<String, String>,
     constraint: bool,
 }
 
@@ -99,12 +104,31 @@ impl FakeCluster {
         self.lock().findings.insert(agent.to_owned(), finding);
     }
 
+    /// From now on `agent` says that it is of another version.
+    pub fn is_of_version(&self, agent: &str, version: &str) {
+        self.lock().versions.insert(agent.to_owned(), version.to_owned());
+    }
+
+    /// From now on `agent` calls itself something else.
+    pub fn calls_itself(&self, agent: &str, kind: &str) {
+        self.lock().kinds.insert(agent.to_owned(), kind.to_owned());
+    }
+
+    /// From now on `agent` takes `primary` for the primary.
+    pub fn sees(&self, agent: &str, primary: &str) {
+        self.lock().sees.insert(agent.to_owned(), primary.to_owned());
+    }
+
     pub fn allow(&self) {
         self.lock().findings.clear();
     }
 
     pub fn heal(&self) {
-        self.lock().faults.clear();
+        let mut state = self.lock();
+        state.faults.clear();
+        state.versions.clear();
+        state.kinds.clear();
+        state.sees.clear();
     }
 
     pub fn calls(&self) -> Vec<String> {
@@ -218,6 +242,10 @@ struct FakeAgent {
 }
 
 impl FakeAgent {
+    fn name(&self) -> String {
+        format!("{}/{}", self.host, self.kind)
+    }
+
     /// Notes the call, then does `effect` or not, and answers or not, as its fault says.
     async fn answer<T, F>(
         &self,
@@ -227,7 +255,7 @@ impl FakeAgent {
     where
         F: Future<Output = Result<T, Status>>,
     {
-        let name = format!("{}/{} {call}", self.host, self.kind);
+        let name = format!("{} {call}", self.name());
         let fault = {
             let mut state = self.cluster.lock();
             state.calls.push(name.clone());
@@ -289,11 +317,13 @@ impl pb::agent_server::Agent for FakeAgent {
     async fn health(&self, _: Request<pb::HealthRequest>) -> Answer<pb::HealthResponse> {
         let proxy = self.kind == AgentKind::Proxy;
         self.answer("health", || async {
+            let (state, name) = (self.cluster.lock(), self.name());
+            let version = state.versions.get(&name).map_or(env!("CARGO_PKG_VERSION"), |v| v);
             Ok(pb::HealthResponse {
                 components: Vec::new(),
-                version: env!("CARGO_PKG_VERSION").to_owned(),
+                version: version.to_owned(),
                 host: self.host.to_owned(),
-                kind: self.kind.to_string(),
+                kind: state.kinds.get(&name).cloned().unwrap_or(self.kind.to_string()),
                 pauses: proxy,
                 follows: proxy,
                 failed_actions: Vec::new(),
@@ -304,8 +334,7 @@ impl pb::agent_server::Agent for FakeAgent {
 
     async fn check(&self, _: Request<pb::CheckRequest>) -> Answer<pb::CheckResponse> {
         self.answer("check", || async {
-            let name = format!("{}/{}", self.host, self.kind);
-            let found = self.cluster.lock().findings.get(&name).cloned();
+            let found = self.cluster.lock().findings.get(&self.name()).cloned();
             Ok(pb::CheckResponse { findings: found.into_iter().collect() })
         })
         .await
@@ -396,7 +425,11 @@ impl pb::agent_server::Agent for FakeAgent {
 
     async fn view(&self, _: Request<pb::ViewRequest>) -> Answer<pb::ViewResponse> {
         self.answer("view", || async {
-            let cluster_json = serde_json::to_string(&self.cluster.view()).expect("JSON");
+            let mut view = self.cluster.view();
+            if let Some(other) = self.cluster.lock().sees.get(&self.name()) {
+                other.clone_into(&mut view.primary.name);
+            }
+            let cluster_json = serde_json::to_string(&view).expect("JSON");
             Ok(pb::ViewResponse { cluster_json })
         })
         .await

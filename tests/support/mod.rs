@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
 pub mod etcd;
+pub mod failover;
 pub mod fake_cluster;
 pub mod fake_console;
 pub mod pgbouncer;

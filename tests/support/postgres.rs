@@ -10,7 +10,7 @@ use super::{
 };
 
 pub struct Postgres {
-    _process: Process,
+    process: Process,
     dir: tempfile::TempDir,
     pub port: u16,
 }
@@ -53,7 +53,7 @@ async fn serve(dir: tempfile::TempDir, settings: &[&str]) -> Postgres {
     settings.iter().for_each(|setting| args.extend(["-c", setting]));
     let log: &Path = &dir.path().join("log");
     let process = Process::start(&postgres_binary("postgres"), &args, log, true);
-    let postgres = Postgres { _process: process.ending_with(Signal::SIGQUIT), dir, port };
+    let postgres = Postgres { process: process.ending_with(Signal::SIGQUIT), dir, port };
     eventually(Duration::from_secs(20), "Postgres answers", || async {
         connect(postgres.port, "postgres").await.is_ok()
     })
@@ -65,6 +65,11 @@ impl Postgres {
     /// Where its Unix socket is.
     pub fn socket_dir(&self) -> &Path {
         self.dir.path()
+    }
+
+    /// Sends `signal` to the postmaster.
+    pub fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
     }
 }
 

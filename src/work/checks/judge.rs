@@ -58,12 +58,18 @@ pub(super) fn cluster(view: &PacemakerView) -> Vec<Finding> {
     if !view.fencing {
         findings.push(Finding::warn(
             "fencing",
-            "fencing is off (stonith-enabled=false): a lost node may go on taking writes",
+            "fencing is off (stonith-enabled=false): a lost node may go on taking writes; configure a \
+             fencing device and run: crm_attribute --name stonith-enabled --update true",
         ));
     }
     for node in view.nodes.iter().filter(|node| node.standby || !node.online) {
-        let what = if node.online { "in standby mode" } else { "offline" };
-        findings.push(Finding::warn("nodes", format!("{} is {what}", node.name)));
+        let name = &node.name;
+        let words = if node.online {
+            format!("{name} is in standby mode; run: crm_standby --node {name} --delete")
+        } else {
+            format!("{name} is offline; start it, or Corosync and Pacemaker there")
+        };
+        findings.push(Finding::warn("nodes", words));
     }
     for fails in &view.fail_counts {
         findings.push(Finding::warn(
@@ -182,8 +188,11 @@ pub(super) fn burdens_of(burdens: &Burdens) -> Vec<Finding> {
             ),
         ));
     } else if pending > 1 {
-        findings
-            .push(Finding::warn("archive", format!("{pending} WAL segments wait for the archive")));
+        let words = format!(
+            "{pending} WAL segments wait for the archive, and a shutdown waits for them; see that \
+             archive_command keeps up (SELECT * FROM pg_stat_archiver)"
+        );
+        findings.push(Finding::warn("archive", words));
     }
     findings
 }

@@ -1,22 +1,31 @@
 //! Whether the PgBouncers of this machine can be paused without their clients seeing an error.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, path::Path, time::Duration};
 
 use super::Terms;
 use crate::{
-    edge::pgbouncer::{Console, ConsoleError},
+    edge::{
+        files, listeners,
+        pgbouncer::{Console, ConsoleError},
+    },
     error::chain,
     model::{
         console::{Flow, Pool, ShownDatabase},
         finding::Finding,
         health::{Component, Verdict},
+        pgbouncer_ini,
     },
     work::consoles::{self, Failure},
 };
 
 /// Limits after which PgBouncer gives up on a client that waits.
 const CLIENT_LIMITS: [&str; 3] = ["query_wait_timeout", "query_timeout", "client_login_timeout"];
+/// The one of them that can be set for a single user.
+const USER_LIMITS: [&str; 1] = ["query_timeout"];
 const LOGIN_RETRY: &str = "server_login_retry";
+const PORT: &str = "listen_port";
+/// Bounds the question for who listens.
+const LISTENERS_LIMIT: Duration = Duration::from_secs(1);
 
 /// What one process shows.
 #[derive(Debug, Clone)]
@@ -27,18 +36,75 @@ struct Sight {
     settings: Vec<(String, String)>,
 }
 
+impl Sight {
+    /// The TCP port that its clients use, if any do.
+    fn port(&self) -> Option<u16> {
+        let (_, port) = self.settings.iter().find(|(key, _)| key == PORT)?;
+        port.parse().ok()
+    }
+}
+
 /// What stands in the way of pausing on `terms`. `ours`: an attempt's pause is in force.
 pub async fn findings(consoles: &[Console], terms: &Terms, ours: bool) -> Vec<Finding> {
     let answers = consoles::each(consoles, |console| async move { look(&console).await }).await;
     let mut findings = Vec::new();
+    let mut known: BTreeMap<u16, usize> = BTreeMap::new();
+    let all_answer = answers.iter().all(Result::is_ok);
     for (answer, console) in answers.into_iter().zip(consoles) {
         let place = console.socket().display().to_string();
         match answer {
-            Ok(sight) => findings.extend(judge(&place, &sight, terms, ours)),
+            Ok(sight) => {
+                findings.extend(judge(&place, &sight, terms, ours));
+                if let Some(port) = sight.port() {
+                    *known.entry(port).or_default() += 1;
+                }
+            }
             Err(failure) => findings.push(refusal(&failure)),
         }
     }
+    // A process that is away is no unknown one.
+    if all_answer {
+        findings.extend(unknown_processes(known).await);
+    }
     findings
+}
+
+/// Processes that share a port with those of `known`, counted by port, and that no console is
+/// configured for.
+async fn unknown_processes(known: BTreeMap<u16, usize>) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (port, known) in known {
+        let words = match listeners::sharing(port, LISTENERS_LIMIT).await {
+            Ok(there) if there <= known => continue,
+            Ok(there) => format!(
+                "{there} processes listen on port {port}, but pgcm knows the consoles of {known}: the \
+                 clients of the others would neither wait nor follow; name the admin socket of each \
+                 in pgbouncer.admin-sockets and restart pgcm"
+            ),
+            Err(error) => {
+                let words = format!(
+                    "cannot tell how many processes listen on port {port} ({error}); make sure that \
+                     pgbouncer.admin-sockets names each"
+                );
+                findings.push(Finding::warn("pgbouncer-processes", words));
+                continue;
+            }
+        };
+        findings.push(Finding::refuse("pgbouncer-processes", words));
+    }
+    findings
+}
+
+/// Limits of single users, which stand in PgBouncer's `file` and which no console shows.
+pub async fn user_limits(file: &Path, terms: &Terms) -> Vec<Finding> {
+    // The render loop tells when the file cannot be read.
+    let Ok(text) = files::read(file) else { return Vec::new() };
+    let limits = pgbouncer_ini::user_limits(&text, &USER_LIMITS).into_iter();
+    let judged = limits.filter_map(|of| {
+        let place = format!("{}, user {}", file.display(), of.user);
+        limit(&place, &of.key, &of.value, terms)
+    });
+    judged.collect()
 }
 
 /// One verdict over all processes.
@@ -67,7 +133,7 @@ pub async fn health(consoles: &[Console]) -> Component {
 async fn look(console: &Console) -> Result<Sight, ConsoleError> {
     let session = console.connect().await?;
     let mut keys = CLIENT_LIMITS.to_vec();
-    keys.push(LOGIN_RETRY);
+    keys.extend([LOGIN_RETRY, PORT]);
     Ok(Sight {
         flow: session.flow().await?,
         databases: session.databases().await?,
@@ -77,17 +143,13 @@ async fn look(console: &Console) -> Result<Sight, ConsoleError> {
 }
 
 fn refusal(failure: &Failure) -> Finding {
-    let place = failure.socket.display();
-    match &failure.error {
-        ConsoleError::ShuttingDown => Finding::refuse(
-            "pgbouncer-shutdown",
-            format!("the PgBouncer at {place} is shutting down; wait for it or start it again"),
-        ),
-        error => Finding::refuse(
-            "pgbouncer-answer",
-            format!("the PgBouncer at {place} does not answer: {}", chain(error)),
-        ),
-    }
+    let words = format!(
+        "the PgBouncer at {} does not answer: {}; start it, or take its socket from \
+         pgbouncer.admin-sockets",
+        failure.socket.display(),
+        chain(&failure.error)
+    );
+    Finding::refuse("pgbouncer-answer", words)
 }
 
 fn judge(place: &str, sight: &Sight, terms: &Terms, ours: bool) -> Vec<Finding> {
@@ -96,7 +158,8 @@ fn judge(place: &str, sight: &Sight, terms: &Terms, ours: bool) -> Vec<Finding> 
         findings.push(Finding::refuse(
             "pgbouncer-paused",
             format!(
-                "the PgBouncer at {place} is paused by something else; run RESUME on its console"
+                "the PgBouncer at {place} is paused by something else, or waits for transactions before \
+                 it shuts down; run RESUME on its console, or start it again"
             ),
         ));
     }
@@ -112,7 +175,8 @@ fn judge(place: &str, sight: &Sight, terms: &Terms, ours: bool) -> Vec<Finding> 
             "session-pools",
             format!(
                 "{} clients of database {}, user {}, hold a server for their whole session \
-                 (pool_mode session at {place}): a pause would wait for them to disconnect",
+                 (pool_mode session at {place}): a pause would wait for them to disconnect; end them, \
+                 or set pool_mode to transaction",
                 pool.busy_servers, pool.database, pool.user
             ),
         ));
@@ -135,7 +199,7 @@ fn limit(place: &str, key: &str, value: &str, terms: &Terms) -> Option<Finding> 
             )
         });
     }
-    if limit.is_zero() || limit >= terms.pause_expiry * 2 {
+    if !CLIENT_LIMITS.contains(&key) || limit.is_zero() || limit >= terms.pause_expiry * 2 {
         return None;
     }
     let message = format!(

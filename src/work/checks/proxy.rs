@@ -1,5 +1,7 @@
 //! What `pgcm proxy` finds in the way of a planned failover, and how it is.
 
+use std::path::PathBuf;
+
 use tokio::sync::watch;
 
 use super::{Terms, pgbouncer};
@@ -16,6 +18,8 @@ use crate::{
 #[derive(Clone)]
 pub struct ProxyChecks {
     consoles: Vec<Console>,
+    /// What PgBouncer is configured with, as rendered.
+    file: PathBuf,
     proxy: watch::Receiver<ProxyState>,
     pauser: watch::Receiver<PauseStatus>,
 }
@@ -23,16 +27,18 @@ pub struct ProxyChecks {
 impl ProxyChecks {
     pub fn new(
         consoles: Vec<Console>,
+        file: PathBuf,
         proxy: watch::Receiver<ProxyState>,
         pauser: watch::Receiver<PauseStatus>,
     ) -> Self {
-        Self { consoles, proxy, pauser }
+        Self { consoles, file, proxy, pauser }
     }
 
     /// What stands in the way; empty when nothing does. Bounded by the consoles' own limits.
     pub async fn findings(&self, terms: &Terms) -> Vec<Finding> {
         let ours = self.pauser.borrow().paused;
         let mut findings = pgbouncer::findings(&self.consoles, terms, ours).await;
+        findings.extend(pgbouncer::user_limits(&self.file, terms).await);
         findings.extend(following(&self.proxy.borrow()));
         findings
     }
@@ -69,7 +75,10 @@ fn following(state: &ProxyState) -> Option<Finding> {
     let reason = trouble.map_or("nothing has been proven yet", String::as_str);
     Some(Finding::refuse(
         "pgbouncer-follows",
-        format!("PgBouncer is not known to follow the primary: {reason}"),
+        format!(
+            "PgBouncer is not known to follow the primary: {reason}; until that is mended its clients \
+             could be left behind, see the log of `pgcm proxy` there"
+        ),
     ))
 }
 

@@ -22,7 +22,7 @@ use crate::{
         cluster::ClusterView,
         crm_mon::PacemakerView,
         failed_action,
-        finding::Finding,
+        finding::{Finding, Severity},
         health::{Component, Health, Verdict},
         primary::LocalFacts,
     },
@@ -63,7 +63,10 @@ impl<R: Run> SuperviseChecks<R> {
         let (view, facts) = tokio::join!(self.pacemaker.view(), self.postgres.facts());
         let view = match view {
             Ok(view) => view,
-            Err(error) => return vec![Finding::refuse("pacemaker", self.told(&error.in_full()))],
+            Err(error) => {
+                let words = format!("{}; look there at: crm_mon -1", self.told(&error.in_full()));
+                return vec![Finding::refuse("pacemaker", words)];
+            }
         };
         let mut findings = judge::roles(&view);
         match view.promoted()[..] {
@@ -119,14 +122,14 @@ impl<R: Run> SuperviseChecks<R> {
     ) -> Vec<Finding> {
         if let Err(error) = facts {
             // The primary refuses when this is the standby that it would move to.
-            return vec![Finding::warn("postgres", self.told(&chain(error).to_string()))];
+            return vec![Finding { severity: Severity::Warn, ..self.silent(error) }];
         }
         let is_target = self.is_target(terms).await;
         let (delays, mut findings) = tokio::join!(self.postgres.delays(), self.disk(is_target));
         match delays {
             Ok(delays) => findings.extend(judge::delays_of(&self.node, &delays, is_target)),
             Err(error) => {
-                findings.push(Finding::warn("postgres", self.told(&chain(&error).to_string())));
+                findings.push(Finding { severity: Severity::Warn, ..self.silent(&error) });
             }
         }
         findings
@@ -149,8 +152,11 @@ impl<R: Run> SuperviseChecks<R> {
                     findings.extend(judge::disk(&self.node, &place, space, is_needed));
                     seen.push(space);
                 }
-                Err(error) => findings
-                    .push(Finding::warn("disk-space", self.told(&chain(&error).to_string()))),
+                Err(error) => {
+                    let words = self.told(&chain(&error).to_string());
+                    let words = format!("{words}; look there at: df -h {}", place.display());
+                    findings.push(Finding::warn("disk-space", words));
+                }
             }
         }
         findings
@@ -170,7 +176,8 @@ impl<R: Run> SuperviseChecks<R> {
     }
 
     fn silent(&self, error: &PostgresError) -> Finding {
-        Finding::refuse("postgres", self.told(&chain(error).to_string()))
+        let words = self.told(&chain(error).to_string());
+        Finding::refuse("postgres", format!("{words}; look at the log of Postgres there"))
     }
 
     fn told(&self, what: &str) -> String {

@@ -233,12 +233,17 @@ fn judge_agent(
     let health = match asked.health {
         Ok(health) => health,
         Err(error) => {
-            tell(Finding::refuse("agent-health", error.to_string()));
+            let words = format!(
+                "{error}; start it again, or see its log. If its machine is gone for good, its \
+                 registration ends by itself"
+            );
+            tell(Finding::refuse("agent-health", words));
             return None;
         }
     };
     for component in &health.components {
-        let words = format!("{}: {}", component.name, component.message);
+        let words =
+            format!("{}: {}; {}", component.name, component.message, look_at(&component.name));
         match component.verdict() {
             pb::component::Verdict::Healthy => {}
             pb::component::Verdict::Degraded => tell(Finding::warn("health", words)),
@@ -252,7 +257,10 @@ fn judge_agent(
                 _ => Finding::refuse(&finding.check, finding.message),
             });
         }),
-        Err(error) => tell(Finding::refuse("agent-checks", error.to_string())),
+        Err(error) => {
+            let words = format!("{error}; see its log, and whether all agents are of one version");
+            tell(Finding::refuse("agent-checks", words));
+        }
     }
     let registration = asked.candidate.registration;
     let kind = match (health.kind.as_str(), &registration) {
@@ -260,7 +268,11 @@ fn judge_agent(
         ("proxy", _) => AgentKind::Proxy,
         (_, Some(registration)) => registration.kind,
         (other, None) => {
-            tell(Finding::refuse("agent-kind", format!("it calls itself `{other}`")));
+            let words = format!(
+                "it calls itself `{other}`; name only addresses of `pgcm supervise` and `pgcm proxy` \
+                 in failover.endpoints"
+            );
+            tell(Finding::refuse("agent-kind", words));
             return None;
         }
     };
@@ -277,6 +289,17 @@ fn judge_agent(
         follows: health.follows,
         peer: asked.candidate.peer,
     })
+}
+
+/// Where a component that is not well says more.
+fn look_at(component: &str) -> &'static str {
+    match component {
+        "quorum" => "look at: crm_mon -Afr -1",
+        "postgres" => "look at the log of Postgres there, and at: crm_mon -Afr -1",
+        "pgbouncer" => "look at the logs of PgBouncer and of `pgcm proxy` there",
+        "etcd" => "look at: etcdctl endpoint status --cluster",
+        _ => "look at its log",
+    }
 }
 
 /// Whether a supervise sees the primary that is published. Only the primary's own must know.
@@ -299,7 +322,10 @@ fn judge_view(
                 view.primary.name, published.primary.name
             ),
         )),
-        Err(words) if of_primary => Some(Finding::refuse("primary-unsure", words)),
+        Err(error) if of_primary => {
+            let words = format!("{error}; wait until it knows, or see the log of its supervise");
+            Some(Finding::refuse("primary-unsure", words))
+        }
         Err(_) => None,
     }
 }
@@ -363,21 +389,20 @@ fn judge_rest(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> 
     (!rest).then(|| Finding::warn("sync-after-move", words))
 }
 
+/// Whether each node of the cluster has its supervise, and its PgBouncer somebody who has it follow.
 fn judge_members(view: &ClusterView, agents: &[Arc<Agent>], findings: &mut Vec<Finding>) {
-    let pausing: BTreeSet<String> =
-        agents::pausers(agents).into_iter().map(|(_, agent)| agent.host.clone()).collect();
     let standbys = view.standbys.iter().map(|standby| &standby.name);
     for node in std::iter::once(&view.primary.name).chain(standbys) {
-        let here = |agent: &&Arc<Agent>| agent.kind == AgentKind::Supervise && agent.host == *node;
-        if !agents.iter().any(|agent| here(&agent)) {
+        let here = || agents.iter().filter(|agent| agent.host == *node);
+        if !here().any(|agent| agent.kind == AgentKind::Supervise) {
             let words = format!("no `pgcm supervise` of {node} was found; start it there");
             findings.push(Finding::refuse("agent-missing", words));
-        } else if !pausing.contains(node) {
+        } else if !here().any(|agent| agent.follows) {
             let words = format!(
-                "nobody can hold the clients of a PgBouncer on {node}; if one runs there, start \
-                 `pgcm proxy` beside it"
+                "no `pgcm proxy` of {node} was found: its PgBouncer would be paused and resumed, but \
+                 not follow the primary; start it there"
             );
-            findings.push(Finding::warn("no-pauser", words));
+            findings.push(Finding::refuse("no-proxy", words));
         }
     }
 }

@@ -52,9 +52,15 @@ impl Cluster {
     /// The cluster, booted if need be and whole: primary, both standbys in the roles of its mode
     /// (`PGCM_MODE` in the environment), every agent healthy.
     pub(crate) async fn whole() -> Self {
+        let cluster = Self::booted().await;
+        cluster.becomes_whole(Duration::from_secs(90)).await;
+        cluster
+    }
+
+    /// The cluster, booted if need be, as the test before left it.
+    pub(crate) async fn booted() -> Self {
         let cluster = Self::named();
         BOOTED.get_or_init(|| cluster.boot()).await;
-        cluster.becomes_whole(Duration::from_secs(90)).await;
         cluster
     }
 
@@ -75,6 +81,20 @@ impl Cluster {
     /// Runs a command in the container of `machine`.
     pub(crate) async fn exec(&self, machine: &str, command: &[&str]) -> Ended {
         self.exec_within(machine, command, EXEC_LIMIT).await
+    }
+
+    /// The same for whoever cannot wait: a value that is dropped while a test panics.
+    pub(crate) fn exec_now(&self, machine: &str, command: &[&str]) -> Ended {
+        let mut args = vec!["exec".to_owned(), self.container(machine)];
+        args.extend(command.iter().map(|&word| word.to_owned()));
+        run_now("docker", args, None, EXEC_LIMIT)
+    }
+
+    /// Copies a file of the checkout into the container of `machine`.
+    pub(crate) async fn install(&self, machine: &str, file: &str, target: &str) {
+        let file = format!("{}/{file}", env!("CARGO_MANIFEST_DIR"));
+        let args = vec!["cp".to_owned(), file, format!("{}:{target}", self.container(machine))];
+        run("docker", args, None, EXEC_LIMIT).await.done();
     }
 
     /// Runs a command in the container of `machine`, at most `limit`.
@@ -260,15 +280,20 @@ impl Cluster {
 }
 
 /// Runs a program to its end, at most `limit`.
-#[expect(clippy::disallowed_methods, reason = "the tests drive Docker as a person would")]
 async fn run(program: &str, args: Vec<String>, cluster: Option<&str>, limit: Duration) -> Ended {
+    let (program, cluster) = (program.to_owned(), cluster.map(str::to_owned));
+    let running = move || run_now(&program, args, cluster.as_deref(), limit);
+    tokio::task::spawn_blocking(running).await.unwrap()
+}
+
+#[expect(clippy::disallowed_methods, reason = "the tests drive Docker as a person would")]
+fn run_now(program: &str, args: Vec<String>, cluster: Option<&str>, limit: Duration) -> Ended {
     let mut command = Command::new("timeout");
     command.arg("--kill-after=5").arg(limit.as_secs().to_string()).arg(program).args(args);
     if let Some(cluster) = cluster {
         command.env("PGCM_CLUSTER", cluster);
     }
-    command.stdin(Stdio::null());
-    let output = tokio::task::spawn_blocking(move || command.output()).await.unwrap().unwrap();
+    let output = command.stdin(Stdio::null()).output().unwrap();
     Ended {
         status: output.status.code().unwrap_or(-1),
         stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
