@@ -14,6 +14,7 @@ mod steps;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -273,13 +274,18 @@ impl Interruptible for Failover {
             let lease = self.options.lock_lease;
             (Cause::LockLost, format!("the failover lock was lost (its lease is {lease:?})"))
         };
-        if self.lock.is_lost() {
-            return lost();
-        }
         let (mut stop, mut watch) = (self.stop.clone(), self.lock.lost());
+        // A process that was frozen may be handed an answer before the renewal notices what time it
+        // is: the clock is looked at whenever an action could go on.
+        let overslept = std::future::poll_fn(|_| match self.lock.is_lost() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
         tokio::select! {
-            () = stop.wait() => (Cause::Signal, "it was asked to stop".to_owned()),
+            biased;
+            () = overslept => lost(),
             _ = watch.wait_for(|&lost| lost) => lost(),
+            () = stop.wait() => (Cause::Signal, "it was asked to stop".to_owned()),
         }
     }
 }
