@@ -33,8 +33,8 @@ use super::{history, shutdown::Stop};
 use crate::{
     edge::{
         clock,
-        etcd::Etcd,
-        lock::{Lock, LockOptions},
+        etcd::{Etcd, Put},
+        lock::{Lock, LockError, LockOptions},
         peer::{PeerOptions, pb},
     },
     model::{
@@ -244,13 +244,29 @@ impl Failover {
     }
 
     /// Writes down that this attempt has begun, before it touches anything: should its process die,
-    /// that is all there will be.
+    /// that, and the steps that are noted, is all there will be.
     async fn remember_begin(&self) {
-        let key = key(clock::unix_ms());
-        let report = Report::begun(&self.options, &self.attempt, &self.state());
-        let value = serde_json::to_string(&report).unwrap_or_default();
+        self.state().history_key = Some(key(clock::unix_ms()));
+        let Some(Put { key, value, .. }) = self.record_of("lock") else { return };
         history::write(&self.etcd, &key, value, None, &self.log).await;
-        self.state().history_key = Some(key);
+    }
+
+    /// What the history says while `step` runs.
+    fn record_of(&self, step: &'static str) -> Option<Put> {
+        let state = self.state();
+        let key = state.history_key.clone()?;
+        let report = Report::running(&self.options, &self.attempt, &state, step);
+        let value = serde_json::to_string(&report).unwrap_or_default();
+        Some(Put { key, value, lease: 0 })
+    }
+
+    /// Tells whoever reads the lock, and later the history, that this is the step.
+    ///
+    /// # Errors
+    /// As [`Lock::update`].
+    async fn note(&self, step: &'static str) -> Result<(), LockError> {
+        let deadline = self.state().pause_deadline_unix_ms;
+        self.lock.update_with(step, deadline, self.record_of(step)).await
     }
 
     async fn remember(&self, report: &Report) {
