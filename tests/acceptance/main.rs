@@ -9,6 +9,7 @@
 
 #[path = "../support/docker/mod.rs"]
 mod docker;
+mod interruptions;
 
 use std::time::{Duration, Instant};
 
