@@ -8,17 +8,19 @@ DEBIAN ?= trixie
 ROUNDS ?= 60
 SEED ?= 1
 MODE ?= sync
-export ROUNDS SEED MODE FAULTS LENGTH BROKEN
+# Interruptions: ROWS="name …" of those on a cluster, BROKEN=name of a patch in tests/interruptions/broken.
+export ROUNDS SEED MODE FAULTS LENGTH BROKEN ROWS
 # Every shell file of the checkout, by its first line or by what it tells shellcheck.
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
-INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover admission growth agent
+INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover admission growth \
+  agent interruptions latecomers
 BINARIES ?= $(INTEGRATION)
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18
 
-.PHONY: help setup check unit integration versions acceptance faults bench test config
+.PHONY: help setup check unit integration versions acceptance faults interruptions bench test config
 
 help: ## show this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -30,7 +32,7 @@ check: setup ## formatting, clippy with warnings denied, shellcheck, patches of 
 	cargo fmt --all -- --check
 	cargo clippy --locked --all-targets --all-features -- -D warnings
 	shellcheck -x $(SCRIPTS)
-	set -e; for patch in tests/faults/broken/*.patch; do git apply --check "$$patch"; done
+	set -e; for patch in tests/*/broken/*.patch; do git apply --check "$$patch"; done
 
 unit: setup ## pure decisions, recorded output, the command line
 	cargo test --locked --lib --bins --test layers --test shipped_config --test documents --test cli --test faults --test bench
@@ -55,6 +57,9 @@ acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the othe
 # A cluster of its own as well, beside the acceptance one.
 faults: setup ## the fault campaign; ROUNDS=60 SEED=1 MODE=sync|quorum FAULTS="name …" LENGTH=30m
 	PGCM_CLUSTER=$(if $(filter pgcm-test,$(PGCM_CLUSTER)),pgcm-faults,$(PGCM_CLUSTER)) docker/faults $(DEBIAN)
+
+interruptions: setup ## failovers interrupted on a cluster; ROWS="name …"; BROKEN=expiry|token|lease
+	PGCM_CLUSTER=$(if $(filter pgcm-test,$(PGCM_CLUSTER)),pgcm-interruptions,$(PGCM_CLUSTER)) docker/interruptions $(DEBIAN)
 
 bench: setup ## failovers under load beside their floor: N=20 for each load, DOCS=1 renews docs/performance.md
 	docker/bench $(DEBIAN)

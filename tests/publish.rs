@@ -179,3 +179,31 @@ async fn an_expired_constraint_of_ours_is_removed_but_not_during_a_failover() {
     let gone = || async { stage.scene.0.lock().unwrap().constraints.is_empty() };
     eventually(SOON, "the leftover is removed", gone).await;
 }
+
+#[tokio::test]
+async fn a_constraint_is_removed_soon_after_its_failover_has_lost_the_lock_but_no_other() {
+    let stage = stage().await;
+    stage.published().await;
+    let until = |year: u32| {
+        format!(
+            "<rsc_location id=\"pgcm-move-msPostgresql\" rsc=\"msPostgresql\"><rule id=\"r\">\
+             <date_expression id=\"d\" operation=\"lt\" end=\"{year}-01-01T00:00:00Z\"/></rule>\
+             </rsc_location>"
+        )
+    };
+    stage.put("/failover", "{}").await;
+    stage.scene.set(|world| world.constraints = vec![until(2200)]);
+    // Longer than it takes to be taken for nobody's.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(stage.scene.calls("--delete"), 0, "its failover lives");
+    let lock = stage.etcd.get("/failover").await.unwrap().unwrap();
+    let mine = pgcm::edge::etcd::Expect::CreateRevision(lock.create_revision);
+    stage.etcd.delete_if("/failover", mine).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    // Another failover was quick: this one is not the one that was seen.
+    stage.scene.set(|world| world.constraints = vec![until(2201)]);
+    tokio::time::sleep(Duration::from_millis(700)).await;
+    assert_eq!(stage.scene.calls("--delete"), 0, "it was seen for less than a second");
+    let gone = || async { stage.scene.0.lock().unwrap().constraints.is_empty() };
+    eventually(SOON, "the leftover is removed", gone).await;
+}

@@ -24,6 +24,8 @@ use crate::{
     },
     work::{
         api::{self, Api, ApiError, ApiOptions, Parts},
+        follow::Follower,
+        join::Joining,
         pauser::{Pauser, PauserOptions, SharedGate},
         register,
         shutdown::{Stop, Tasks},
@@ -115,7 +117,18 @@ impl Daemon {
         let Identity { name, address } = self.identity.clone();
         let listener = api::bind(listen, self.token.is_some(), &self.log).await?;
         let bound = listener.local_addr().unwrap_or(listen);
-        let options = ApiOptions { host: name.clone(), kind: self.kind, token: self.token.clone() };
+        // What listens on loopback only can be reached there only.
+        let reached = if bound.ip().is_loopback() { bound.ip() } else { address };
+        let registration = Registration {
+            host: name.clone(),
+            kind: self.kind,
+            api: SocketAddr::new(reached, bound.port()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        if let Some((pauser, follower)) = parts.pauser.clone().zip(parts.follower.clone()) {
+            self.join(pauser, follower, registration.clone()).await;
+        }
+        let options = ApiOptions { host: name, kind: self.kind, token: self.token.clone() };
         let api = Api::new(options, parts, self.log.clone());
         let (stop, log) = (self.stop.clone(), self.log.clone());
         self.spawn("api", async move {
@@ -123,18 +136,32 @@ impl Daemon {
                 error!(log, "the API ended"; "event" => "api.serve.fail", "error" => %chain(&error));
             }
         });
-        // What listens on loopback only can be reached there only.
-        let reached = if bound.ip().is_loopback() { bound.ip() } else { address };
-        let registration = Registration {
-            host: name,
-            kind: self.kind,
-            api: SocketAddr::new(reached, bound.port()),
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-        };
         let ttl = config.api.registration_ttl.get();
         let (etcd, stop, log) = (Arc::clone(&self.etcd), self.stop.clone(), self.log.clone());
         self.spawn("registration", register::run(etcd, registration, ttl, stop, log));
         Ok(())
+    }
+
+    /// Takes part in the pause of a failover that began without this agent.
+    async fn join(
+        &mut self,
+        pauser: Arc<Pauser>,
+        follower: Arc<Follower>,
+        registration: Registration,
+    ) {
+        let (etcd, log, mut stop) = (Arc::clone(&self.etcd), self.log.clone(), self.stop.clone());
+        let joining = Joining { etcd, pauser, follower, registration, log };
+        let held = joining.begin().await;
+        self.spawn("join", async move {
+            let watched = async {
+                joining.run(held).await;
+                std::future::pending::<()>().await;
+            };
+            tokio::select! {
+                () = watched => {}
+                () = stop.wait() => {}
+            }
+        });
     }
 
     /// Serves metrics, health and roles at `listen`, unless that is empty.

@@ -20,6 +20,8 @@ use crate::{
         attempt::LOCK,
         failed_action::{FailedAction, merged},
         health::{Component, Verdict},
+        history::{Change, HISTORY},
+        last_failover::LastFailover,
         registration::{AGENTS, Registration},
         status::{AgentStatus, Status, problems},
         status_check::{Question, answer, missing},
@@ -29,6 +31,8 @@ use crate::{
 
 /// Bounds the question to each agent; all are asked at once.
 const LIMIT: Duration = Duration::from_secs(4);
+/// Changes of the primary among which the last planned one is looked for.
+const RECENT: u32 = 5;
 
 pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit {
     let etcd = match parts::etcd(&config) {
@@ -84,11 +88,15 @@ fn check(
     if yes { Exit::Done } else { Exit::Refused }
 }
 
-/// What `status` is about; the history, which is long, is left where it is.
+/// What `status` is about; of the history, which is long, only the end.
 pub(super) async fn read(etcd: &Etcd) -> Result<Snapshot, EtcdError> {
-    let (mut snapshot, agents) =
-        tokio::try_join!(etcd.get_all(&[MASTER, CLUSTER, LOCK]), etcd.get_prefix(AGENTS))?;
+    let (mut snapshot, agents, past) = tokio::try_join!(
+        etcd.get_all(&[MASTER, CLUSTER, LOCK]),
+        etcd.get_prefix(AGENTS),
+        etcd.get_last(HISTORY, RECENT)
+    )?;
     snapshot.entries.extend(agents.entries);
+    snapshot.entries.extend(past);
     Ok(snapshot)
 }
 
@@ -120,6 +128,10 @@ pub(super) fn assemble(
     }
     let cluster = parse(snapshot, CLUSTER, &mut unreadable);
     let failover = parse(snapshot, LOCK, &mut unreadable);
+    let past = snapshot.entries.iter().filter(|entry| entry.key.starts_with(HISTORY));
+    let past: Vec<Change> =
+        past.filter_map(|entry| serde_json::from_str(&entry.value).ok()).collect();
+    let last_failover = LastFailover::of(&past, failover.as_ref());
     for entry in snapshot.entries.iter().filter(|entry| entry.key.starts_with(AGENTS)) {
         if let Err(error) = serde_json::from_str::<Registration>(&entry.value) {
             unreadable.push(format!("{} in etcd is no registration: {error}", entry.key));
@@ -129,7 +141,15 @@ pub(super) fn assemble(
     found.extend(missing(expected, &agents));
     found.append(&mut unreadable);
     let failed_actions = merged(agents.iter().flat_map(|agent| agent.failed_actions.clone()));
-    Status { primary_address: master, cluster, agents, failover, failed_actions, problems: found }
+    Status {
+        primary_address: master,
+        cluster,
+        agents,
+        failover,
+        last_failover,
+        failed_actions,
+        problems: found,
+    }
 }
 
 fn parse<T: serde::de::DeserializeOwned>(

@@ -11,8 +11,8 @@ use std::{
 };
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, Txn, TxnOp, TxnOpResponse,
-    WatchOptions,
+    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, SortOrder, SortTarget, Txn,
+    TxnOp, TxnOpResponse, WatchOptions,
 };
 use slog::{Logger, debug};
 use tokio::{
@@ -170,6 +170,22 @@ impl Etcd {
             .await?;
         let entries = response.kvs().iter().map(|kv| self.entry(kv)).collect();
         Ok(Snapshot { revision: response.header().map_or(0, |header| header.revision()), entries })
+    }
+
+    /// The last `count` keys that start with `prefix` (below the namespace), the last one first.
+    pub async fn get_last(&self, prefix: &str, count: u32) -> Result<Vec<Entry>, EtcdError> {
+        let full = self.full(prefix);
+        let response = self
+            .call("read keys", |mut client| {
+                let options = GetOptions::new()
+                    .with_prefix()
+                    .with_sort(SortTarget::Key, SortOrder::Descend)
+                    .with_limit(count.into());
+                let full = full.clone();
+                async move { client.get(full, Some(options)).await }
+            })
+            .await?;
+        Ok(response.kvs().iter().map(|kv| self.entry(kv)).collect())
     }
 
     /// Writes all of `puts` if all of `expect` hold, in one transaction.

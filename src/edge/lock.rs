@@ -206,6 +206,19 @@ impl Lock {
     /// # Errors
     /// [`LockError::Lost`] when the key is not the one that was created; it stays lost then.
     pub async fn update(&self, step: &str, pause_deadline_unix_ms: u64) -> Result<(), LockError> {
+        self.update_with(step, pause_deadline_unix_ms, None).await
+    }
+
+    /// [`Self::update`], and `beside` is written in the same transaction: only while the lock is ours.
+    ///
+    /// # Errors
+    /// As [`Self::update`].
+    pub async fn update_with(
+        &self,
+        step: &str,
+        pause_deadline_unix_ms: u64,
+        beside: Option<Put>,
+    ) -> Result<(), LockError> {
         let (put, token) = {
             let mut state = self.shared.state();
             if state.token == 0 {
@@ -217,7 +230,8 @@ impl Lock {
             (Put { key: LOCK.to_owned(), value, lease: state.lease }, state.token)
         };
         let expect = [(LOCK, Expect::CreateRevision(token))];
-        match self.etcd.put_if(&expect, &[put]).await {
+        let puts: Vec<Put> = std::iter::once(put).chain(beside).collect();
+        match self.etcd.put_if(&expect, &puts).await {
             Ok(Swap::Done(_)) => Ok(()),
             Ok(Swap::Changed) => {
                 self.shared.lose();

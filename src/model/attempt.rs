@@ -27,7 +27,27 @@ pub struct Attempt {
     pub pause_deadline_unix_ms: u64,
 }
 
+/// What a failover's clients have to do now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Nothing: it has not held anybody yet, or it is about to.
+    Before,
+    /// To wait: nobody may reach the old primary.
+    Moving,
+    /// To go on: all agents that it knows have let their clients go.
+    LettingGo,
+}
+
 impl Attempt {
+    /// Of a failover; the steps are those of its table.
+    pub fn phase(&self) -> Phase {
+        match &*self.step {
+            "migrate" | "follow" => Phase::Moving,
+            "resume" | "unmigrate" | "verify" => Phase::LettingGo,
+            _ => Phase::Before,
+        }
+    }
+
     /// Whether a new primary may be this attempt's work; it writes that into the history itself.
     pub fn moves_the_primary(&self) -> bool {
         self.purpose == FAILOVER && MOVING.contains(&self.step.as_str())

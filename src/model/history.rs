@@ -17,6 +17,8 @@ use super::{
 pub const HISTORY: &str = "/history/";
 /// Older entries go.
 pub const KEPT: usize = 100;
+/// Outcome of a planned failover that has not told its end.
+pub const RUNNING: &str = "running";
 
 /// Key of what happened at `unix_ms`. Of fixed width, so that the order of keys is that of time.
 pub fn key(unix_ms: u64) -> String {
@@ -43,6 +45,15 @@ pub struct Change {
     pub ended_at: Option<String>,
     /// As in the report of a failover; `running` until that is written; `promoted` when unplanned.
     pub outcome: String,
+    /// Name of the attempt that was planned.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub attempt: Option<String>,
+    /// Who ran it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub holder: Option<String>,
+    /// The step that a planned failover was at last, until it has told its end.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub step: Option<String>,
     pub old_primary: Option<Primary>,
     pub new_primary: Option<Primary>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -105,6 +116,9 @@ pub fn unplanned(
         started_at: None,
         ended_at: None,
         outcome: "promoted".to_owned(),
+        attempt: None,
+        holder: None,
+        step: None,
         old_primary: Some(stored.primary.clone()),
         new_primary: Some(ours.primary.clone()),
         duration_ms: None,
@@ -237,8 +251,12 @@ fn row(change: &Change) -> Vec<String> {
 
 fn notes(change: &Change) -> Vec<String> {
     let mut notes = Vec::new();
-    if change.outcome == "running" {
-        notes.push("it has not told its end: it runs still, or its process died".to_owned());
+    if change.outcome == RUNNING {
+        let step = change.step.as_ref().map(|step| format!(", last at step {step}"));
+        notes.push(format!(
+            "it has not told its end{}: it runs still, or its process died",
+            step.unwrap_or_default()
+        ));
     }
     if let Some(stop) = &change.stopped {
         notes.push(format!("stopped at {}: {}", stop.step, stop.reason));

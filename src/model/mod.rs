@@ -9,6 +9,7 @@ pub mod failed_action;
 pub mod finding;
 pub mod health;
 pub mod history;
+pub mod last_failover;
 pub mod location;
 pub mod pause;
 pub mod pgbouncer_ini;

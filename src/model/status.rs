@@ -9,6 +9,8 @@ use super::{
     cluster::ClusterView,
     failed_action::FailedAction,
     health::{Component, Verdict},
+    history::RUNNING,
+    last_failover::LastFailover,
     registration::Registration,
     table::table,
 };
@@ -21,6 +23,8 @@ pub struct Status {
     pub cluster: Option<ClusterView>,
     pub agents: Vec<AgentStatus>,
     pub failover: Option<Attempt>,
+    /// What became of the last one.
+    pub last_failover: Option<LastFailover>,
     /// Where Postgres is stopped or failed: why, and what to run.
     pub failed_actions: Vec<FailedAction>,
     /// What does not fit together, each with what to do. Empty when all is well.
@@ -119,6 +123,9 @@ impl Status {
                 let _ = writeln!(out, "Lock      held by {holder}, since {started_at}: {purpose}");
             }
             None => out.push_str("Failover  none running\n"),
+        }
+        if let Some(last) = self.last_failover.as_ref().filter(|last| last.outcome != RUNNING) {
+            let _ = writeln!(out, "Last      {}", last.text());
         }
         out.push('\n');
         out.push_str(&table(&self.standby_rows()));
@@ -221,6 +228,7 @@ mod tests {
             cluster: Some(view()),
             agents: vec![agent(healthy, None)],
             failover: None,
+            last_failover: None,
             failed_actions: Vec::new(),
             problems: Vec::new(),
         };
@@ -246,6 +254,7 @@ app01  proxy  172.17.0.5:8081  0.1.0    healthy
             cluster: None,
             agents: Vec::new(),
             failover: None,
+            last_failover: None,
             failed_actions: vec![FailedAction {
                 node: "pg02".to_owned(),
                 action: "start".to_owned(),
@@ -277,6 +286,7 @@ app01  proxy  172.17.0.5:8081  0.1.0    healthy
                 cluster: None,
                 agents: Vec::new(),
                 failover: Some(attempt(purpose)),
+                last_failover: None,
                 failed_actions: Vec::new(),
                 problems: Vec::new(),
             };

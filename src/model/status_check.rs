@@ -123,6 +123,7 @@ mod tests {
             cluster: Some(view),
             agents,
             failover: None,
+            last_failover: None,
             failed_actions: Vec::new(),
             problems,
         }

@@ -6,6 +6,7 @@ pub mod consoles;
 pub mod failover;
 pub mod follow;
 pub mod history;
+pub mod join;
 pub mod mover;
 pub mod pauser;
 pub mod proxy;

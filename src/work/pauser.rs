@@ -135,6 +135,11 @@ impl Pauser {
         }))
     }
 
+    /// No pause that was not asked for by its coordinator lasts longer than this.
+    pub fn ceiling(&self) -> Duration {
+        self.0.options.adopt_ceiling
+    }
+
     /// What is paused now, and counters.
     pub fn status(&self) -> watch::Receiver<PauseStatus> {
         self.0.status.subscribe()

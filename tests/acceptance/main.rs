@@ -9,6 +9,7 @@
 
 #[path = "../support/docker/mod.rs"]
 mod docker;
+mod interruptions;
 
 mod checks;
 mod crash;

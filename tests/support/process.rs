@@ -24,11 +24,22 @@ impl Process {
     ///
     /// # Panics
     /// When the program is not installed, naming it.
-    #[expect(clippy::disallowed_methods, reason = "tests start the real programs themselves")]
     pub fn start(program: &Path, args: &[&str], log: &Path, as_postgres: bool) -> Self {
+        Self::start_in(program, args, log, as_postgres, &[])
+    }
+
+    /// The same, with `variables` added to its environment.
+    #[expect(clippy::disallowed_methods, reason = "tests start the real programs themselves")]
+    pub fn start_in(
+        program: &Path,
+        args: &[&str],
+        log: &Path,
+        as_postgres: bool,
+        variables: &[(&str, &str)],
+    ) -> Self {
         let output = File::create(log).expect("a log file");
         let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null());
+        command.args(args).envs(variables.iter().copied()).stdin(Stdio::null());
         command.stdout(output.try_clone().expect("a log file")).stderr(output);
         if let (true, Some((uid, gid))) = (as_postgres, postgres_user()) {
             command.uid(uid).gid(gid);

@@ -63,7 +63,7 @@ impl Failover {
             state.pause_deadline_unix_ms = unix_deadline;
             pausers(&state.agents)
         };
-        let noted = self.lock.update("pause", unix_deadline).await;
+        let noted = self.note("pause").await;
         noted.map_err(|error| Trouble::failed(chain(&error).to_string()))?;
         let (switch, done) = Stop::new();
         let holding = async {

@@ -14,6 +14,7 @@ mod steps;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    task::Poll,
     time::Duration,
 };
 
@@ -32,8 +33,8 @@ use super::{history, shutdown::Stop};
 use crate::{
     edge::{
         clock,
-        etcd::Etcd,
-        lock::{Lock, LockOptions},
+        etcd::{Etcd, Put},
+        lock::{Lock, LockError, LockOptions},
         peer::{PeerOptions, pb},
     },
     model::{
@@ -243,13 +244,29 @@ impl Failover {
     }
 
     /// Writes down that this attempt has begun, before it touches anything: should its process die,
-    /// that is all there will be.
+    /// that, and the steps that are noted, is all there will be.
     async fn remember_begin(&self) {
-        let key = key(clock::unix_ms());
-        let report = Report::begun(&self.options, &self.attempt, &self.state());
-        let value = serde_json::to_string(&report).unwrap_or_default();
+        self.state().history_key = Some(key(clock::unix_ms()));
+        let Some(Put { key, value, .. }) = self.record_of("lock") else { return };
         history::write(&self.etcd, &key, value, None, &self.log).await;
-        self.state().history_key = Some(key);
+    }
+
+    /// What the history says while `step` runs.
+    fn record_of(&self, step: &'static str) -> Option<Put> {
+        let state = self.state();
+        let key = state.history_key.clone()?;
+        let report = Report::running(&self.options, &self.attempt, &state, step);
+        let value = serde_json::to_string(&report).unwrap_or_default();
+        Some(Put { key, value, lease: 0 })
+    }
+
+    /// Tells whoever reads the lock, and later the history, that this is the step.
+    ///
+    /// # Errors
+    /// As [`Lock::update`].
+    async fn note(&self, step: &'static str) -> Result<(), LockError> {
+        let deadline = self.state().pause_deadline_unix_ms;
+        self.lock.update_with(step, deadline, self.record_of(step)).await
     }
 
     async fn remember(&self, report: &Report) {
@@ -273,13 +290,18 @@ impl Interruptible for Failover {
             let lease = self.options.lock_lease;
             (Cause::LockLost, format!("the failover lock was lost (its lease is {lease:?})"))
         };
-        if self.lock.is_lost() {
-            return lost();
-        }
         let (mut stop, mut watch) = (self.stop.clone(), self.lock.lost());
+        // A process that was frozen may be handed an answer before the renewal notices what time it
+        // is: the clock is looked at whenever an action could go on.
+        let overslept = std::future::poll_fn(|_| match self.lock.is_lost() {
+            true => Poll::Ready(()),
+            false => Poll::Pending,
+        });
         tokio::select! {
-            () = stop.wait() => (Cause::Signal, "it was asked to stop".to_owned()),
+            biased;
+            () = overslept => lost(),
             _ = watch.wait_for(|&lost| lost) => lost(),
+            () = stop.wait() => (Cause::Signal, "it was asked to stop".to_owned()),
         }
     }
 }

@@ -9,12 +9,13 @@ use tokio::{
 
 use super::{
     Failover,
-    agents::{Agent, supervises},
+    agents::{self, Agent, supervises},
     clients::{CALL_GRACE, join},
     pipeline::{Dirt, Trouble, TroubleKind, millis},
 };
 use crate::{
     edge::peer::{PeerError, pb},
+    error::chain,
     model::cluster::{ClusterView, Primary},
 };
 
@@ -39,6 +40,26 @@ impl Failover {
             before.name, now.primary.name
         );
         Err(Trouble::new(TroubleKind::Refused, reason))
+    }
+
+    /// After the lock was got: no agent has registered that the checks have not seen. One that does so
+    /// from now on finds the lock, and joins the pause by itself.
+    pub(super) async fn same_agents(&self) -> Result<(), Trouble> {
+        if !self.options.endpoints.is_empty() {
+            return Ok(());
+        }
+        let (now, _) = agents::discover(&self.etcd, &[], &self.peers)
+            .await
+            .map_err(|error| Trouble::new(TroubleKind::Unanswered, chain(&error).to_string()))?;
+        let state = self.state();
+        let is_new = |name: &&str| !state.agents.iter().any(|agent| agent.peer.name() == *name);
+        match now.iter().map(|candidate| candidate.peer.name()).find(is_new) {
+            None => Ok(()),
+            Some(name) => {
+                let reason = format!("{name} was registered after the checks; run it again");
+                Err(Trouble::new(TroubleKind::Refused, reason))
+            }
+        }
     }
 
     /// CHECKPOINT on the primary and on the node that is to be one, at the same time.
@@ -177,7 +198,7 @@ impl Failover {
 
     /// The constraint goes, then the lock.
     pub(super) async fn unmigrate(&self) -> Result<(), Trouble> {
-        let mut dirty = self.clear_constraint().await;
+        let (mut dirty, _) = tokio::join!(self.clear_constraint(), self.note("unmigrate"));
         dirty.extend(self.release_lock().await);
         match dirty.into_iter().next() {
             None => Ok(()),
@@ -291,6 +312,10 @@ impl Failover {
         let old = self.primary_before()?.name;
         let new = self.state().after.as_ref().map_or_else(String::new, |after| after.name.clone());
         let until = Instant::now() + self.options.verify_timeout;
+        if let Some(record) = self.record_of("verify") {
+            // The lock is gone; what is written here nobody waits for.
+            let _ = self.etcd.put_if(&[], &[record]).await;
+        }
         loop {
             let missing = match self.read_view().await {
                 Ok(Ok(view)) => missing(&view, &old, &new),

@@ -18,7 +18,7 @@ use crate::{
         attempt::Attempt,
         cluster::Primary,
         finding::Severity,
-        history::{Expected, ExpectedStep, Spread},
+        history::{Expected, ExpectedStep, RUNNING, Spread},
         terminated::Terminated,
     },
 };
@@ -35,6 +35,9 @@ pub struct Report {
     pub ended_at: Option<String>,
     /// `running`, `done`, `planned` (dry run), `unanswered`, `refused`, `locked`, `put_back`, `needs_hands`.
     pub outcome: &'static str,
+    /// The step that it was at last; None once it has ended.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub step: Option<&'static str>,
     pub exit_code: Option<u8>,
     pub old_primary: Option<Primary>,
     /// Who is primary now, as far as known.
@@ -124,10 +127,22 @@ impl Plan {
 }
 
 impl Report {
-    /// What stands in the history until the end is known.
-    pub(super) fn begun(options: &FailoverOptions, attempt: &Attempt, state: &State) -> Self {
+    /// What stands in the history from `step` on, until more is known.
+    pub(super) fn running(
+        options: &FailoverOptions,
+        attempt: &Attempt,
+        state: &State,
+        step: &'static str,
+    ) -> Self {
         let report = Self::new(options, attempt, Instant::now(), state, Outcome::default());
-        Self { ended_at: None, outcome: "running", exit_code: None, new_primary: None, ..report }
+        Self {
+            ended_at: None,
+            outcome: RUNNING,
+            step: Some(step),
+            exit_code: None,
+            new_primary: state.after.clone(),
+            ..report
+        }
     }
 
     pub(super) fn new(
@@ -153,6 +168,7 @@ impl Report {
                 Exit::Done if options.dry_run => "planned",
                 exit => name(exit),
             },
+            step: None,
             exit_code: Some(exit as u8),
             new_primary: state.after.clone().or_else(|| old_primary.clone()),
             old_primary,

@@ -102,7 +102,11 @@ impl Failover {
             Acquired::Held { waited, .. } => {
                 self.state().locked = true;
                 // Whoever held it may have changed everything that the checks saw.
-                if waited { self.check().await } else { self.same_primary().await }?;
+                if waited {
+                    self.check().await?;
+                } else {
+                    tokio::try_join!(self.same_primary(), self.same_agents())?;
+                }
                 self.remember_begin().await;
                 Ok(())
             }
@@ -118,10 +122,9 @@ impl Failover {
 
     /// Runs `act`, and tells others in etcd, as long as it runs, which step this is.
     async fn noting<T>(&self, step: &'static str, act: impl Future<Output = T>) -> T {
-        let deadline = self.state().pause_deadline_unix_ms;
         let note = async {
             // Best effort: clients do not wait for etcd here. A lock found lost ends the act.
-            let _ = self.lock.update(step, deadline).await;
+            let _ = self.note(step).await;
             std::future::pending::<Infallible>().await
         };
         tokio::select! {

@@ -4,11 +4,12 @@
 //! by pokes; the poll is the truth. What was published never goes backwards.
 
 mod latest;
+mod leftover;
 mod story;
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
-use slog::{Logger, info, warn};
+use slog::{Logger, warn};
 use tokio::{
     net::UnixDatagram,
     sync::watch,
@@ -16,14 +17,14 @@ use tokio::{
 };
 
 pub use self::latest::{Latest, Lock, Outcome, Stored};
-use self::story::Story;
+use self::{leftover::Leftover, story::Story};
 pub use crate::model::cluster::{CLUSTER, MASTER};
 use crate::{
     edge::{
         clock,
         command::{Processes, Run},
         etcd::{Entry, Etcd, EtcdError, Expect, Put, Swap},
-        pacemaker::{Pacemaker, PacemakerError},
+        pacemaker::Pacemaker,
         poke,
         postgres::{LocalPostgres, Postgres},
     },
@@ -45,9 +46,6 @@ const BURST: Duration = Duration::from_secs(1);
 /// … this often. crm_mon, which costs a hundred times as much, is asked again only while Postgres
 /// says that it is a primary that is not published yet.
 const BURST_INTERVAL: Duration = Duration::from_millis(20);
-/// How often this node looks for expired constraints of its own.
-const SWEEP: Duration = Duration::from_secs(10);
-
 /// Called with the fencing token of whoever holds the failover lock, at each look.
 pub type TokenSink = Arc<dyn Fn(i64) + Send + Sync>;
 
@@ -76,7 +74,7 @@ pub struct Publisher<R = Processes, P = Postgres> {
     log: Logger,
     story: Story,
     written_at: Option<Instant>,
-    swept_at: Option<Instant>,
+    leftover: Leftover,
     /// Who was published and in place, and when that was seen last.
     in_place: Option<(Primary, Instant)>,
 }
@@ -109,7 +107,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             log,
             story: Story::default(),
             written_at: None,
-            swept_at: None,
+            leftover: Leftover::default(),
             in_place: None,
         };
         (publisher, receiver)
@@ -304,35 +302,6 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             Ok(Swap::Done(_)) => Outcome::Written,
             Ok(Swap::Changed) => Outcome::Outrun,
             Err(error) => Outcome::Failed(chain(&error).to_string()),
-        }
-    }
-
-    /// Deletes pgcm's own move constraint once it has expired and no failover is under way.
-    async fn sweep(&mut self, view: &PacemakerView, stored: &Stored) {
-        let here = view.promoted() == [self.options.node.as_str()];
-        let due = self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP);
-        if !(here && due && view.quorum && stored.lock.is_none()) {
-            return;
-        }
-        self.swept_at = Some(Instant::now());
-        match self.forget_expired(view).await {
-            Ok(false) => {}
-            Ok(true) => info!(self.log, "removed an expired move constraint";
-                "event" => "publish.constraint.remove"),
-            Err(error) => warn!(self.log, "cannot look for expired move constraints";
-                "event" => "publish.constraint.fail", "error" => error.in_full()),
-        }
-    }
-
-    async fn forget_expired(&self, view: &PacemakerView) -> Result<bool, PacemakerError> {
-        let locations = self.pacemaker.locations(view).await?;
-        let expired = locations.iter().find(|location| {
-            let until = location.until.as_deref();
-            location.is_ours() && until.and_then(clock::is_past).unwrap_or(false)
-        });
-        match expired {
-            Some(location) => self.pacemaker.forget_move(&location.resource).await,
-            None => Ok(false),
         }
     }
 }

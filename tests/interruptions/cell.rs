@@ -1,0 +1,315 @@
+//! Carries out one interruption, and looks at what is left of it.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use nix::sys::signal::Signal;
+use serde_json::Value;
+
+use crate::{
+    matrix::{Cell, Place, RESTART, Way, Who},
+    snare::Snare,
+    stage::{Coordinator, HOSTS, Limits, Stage},
+    writers::{self, Writers},
+};
+
+pub(crate) const LIMITS: Limits =
+    Limits { expiry: "3500ms", lease: "2s", moves: "2500ms", resumes: "1s" };
+pub(crate) const EXPIRY: Duration = Duration::from_millis(3500);
+/// Longer than the lease, and well short of the expiry: whoever does not know that the lock is lost would
+/// go on.
+const FREEZE: Duration = Duration::from_millis(2300);
+/// What clients may wait beyond the expiry: PgBouncer tries a server that was away once a second, and
+/// the machine has more to do.
+const SLACK: Duration = Duration::from_secs(2);
+/// Within its own limits a failover ends by then.
+const ENDS: Duration = Duration::from_secs(30);
+const SOON: Duration = Duration::from_secs(15);
+/// How often a failover is begun that ends before it is interrupted.
+const TRIES: u32 = 3;
+/// What a coordinator without its lock may still ask: who is primary, and to let clients go.
+const HARMLESS: [&str; 7] = ["health", "check", "view", "blockers", "settle", "follow", "resume"];
+
+/// Interrupts a failover on `stage` and says what is not as it must be.
+///
+/// # Errors
+/// What went wrong, with the coordinator's log.
+pub(crate) async fn run(cell: Cell, stage: &mut Stage) -> Result<(), String> {
+    stage.becomes_whole(SOON).await.map_err(|why| format!("before anything was done: {why}"))?;
+    let primary = stage.director.primary().expect("it is whole");
+    let writers = Writers::start(&stage.ports(), &format!("{}-{}", cell.name(), stage_time()));
+    writers.all_commit(SOON).await?;
+
+    let snare = arm(cell, stage, primary);
+    let mut coordinator = stage.coordinator();
+    let outcome = async {
+        let mut tries = 1;
+        while !reach(cell, stage, snare.as_deref(), &mut coordinator).await? {
+            if tries == TRIES {
+                return Err(format!("{tries} times it ended before it was interrupted"));
+            }
+            tries += 1;
+            stage.becomes_whole(SOON).await?;
+            coordinator = stage.coordinator();
+        }
+        strike(cell, stage, primary, snare.as_deref(), &mut coordinator).await?;
+        look_after(cell, stage, &writers, &coordinator).await
+    };
+    let outcome = outcome.await;
+    stage.net.mend();
+    stage.wire.mend();
+    stage.director.let_go();
+    let seen = judge(cell, stage, writers).await;
+    outcome.and(seen).map_err(|why| format!("{why}\n{}", coordinator.log()))
+}
+
+/// Tells apart the rows of two runs of the same cell.
+fn stage_time() -> u64 {
+    pgcm::edge::clock::unix_ms()
+}
+
+fn arm(cell: Cell, stage: &Stage, primary: &str) -> Option<Arc<Snare>> {
+    match cell.point.place {
+        Place::Call(who, call, when) => Some(stage.net.hold(&who.agent(primary), call, when)),
+        Place::Moving => Some(stage.director.hold()),
+        Place::Begins | Place::Locked => None,
+    }
+}
+
+/// Waits until the failover is where it is to be struck; false when it ended before.
+async fn reach(
+    cell: Cell,
+    stage: &Stage,
+    snare: Option<&Snare>,
+    coordinator: &mut Coordinator,
+) -> Result<bool, String> {
+    let begins = coordinator.begins(cell.point.step);
+    let there = async {
+        match (cell.point.place, snare) {
+            (Place::Locked, _) => {
+                while !stage.is_locked().await {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            (_, Some(snare)) => snare.catches().await,
+            (_, None) => begins.await,
+        }
+    };
+    tokio::select! {
+        () = there => {
+            let is_exact = matches!(cell.point.place, Place::Call(..) | Place::Moving);
+            return match is_exact && cell.point.is_on_record() {
+                true => notes(cell, stage).await.map(|()| true),
+                false => Ok(true),
+            };
+        }
+        ended = coordinator.ends(SOON) => drop(ended?),
+    }
+    // Refused, or stopped by its own limits on a machine that is too busy.
+    Ok(false)
+}
+
+/// The lock tells which step this is, while it runs.
+async fn notes(cell: Cell, stage: &Stage) -> Result<(), String> {
+    let until = Instant::now() + Duration::from_secs(1);
+    let mut noted = None;
+    while noted.as_deref() != Some(cell.point.step) {
+        if Instant::now() > until {
+            return Err(format!("the lock tells {noted:?}, not that this is {}", cell.point.step));
+        }
+        noted = stage.noted_step().await;
+    }
+    Ok(())
+}
+
+async fn strike(
+    cell: Cell,
+    stage: &mut Stage,
+    primary: &str,
+    snare: Option<&Snare>,
+    coordinator: &mut Coordinator,
+) -> Result<(), String> {
+    let release = || {
+        if let Some(snare) = snare {
+            snare.release();
+        }
+    };
+    match cell.way {
+        Way::Kill => coordinator.signal(Signal::SIGKILL),
+        Way::Terminate => coordinator.signal(Signal::SIGTERM),
+        Way::Freeze => freeze(cell, stage, release, coordinator).await?,
+        Way::CutFromEtcd => stage.wire.cut(),
+        Way::CutFromOne => {
+            let who = match cell.point.place {
+                Place::Call(who, ..) => who,
+                Place::Moving => Who::Primary,
+                Place::Begins | Place::Locked => Who::App,
+            };
+            stage.net.cut([who.agent(primary).as_str()]);
+        }
+        Way::CutFromAll => stage.net.cut(stage.agents.iter().map(|agent| agent.name.as_str())),
+        Way::Overtaken => {
+            coordinator.signal(Signal::SIGKILL);
+            return overtake(stage, release).await;
+        }
+        _ => strike_part(cell.way, stage, primary, release).await,
+    }
+    release();
+    coordinator.ends(ENDS).await.map(drop)
+}
+
+/// Lets the coordinator stand still for longer than its lease; then it may only let clients go.
+async fn freeze(
+    cell: Cell,
+    stage: &Stage,
+    release: impl Fn(),
+    coordinator: &mut Coordinator,
+) -> Result<(), String> {
+    coordinator.signal(Signal::SIGSTOP);
+    release();
+    tokio::time::sleep(FREEZE).await;
+    let before = stage.net.calls().len();
+    coordinator.signal(Signal::SIGCONT);
+    coordinator.ends(ENDS).await?;
+    let after = stage.net.calls().split_off(before);
+    let acts = |call: &&String| !HARMLESS.iter().any(|harmless| call.ends_with(harmless));
+    match after.iter().find(acts).filter(|_| cell.point.is_locked()) {
+        Some(call) => Err(format!("without the lock it asked for `{call}`: {after:?}")),
+        None => Ok(()),
+    }
+}
+
+/// Strikes something that the failover needs.
+async fn strike_part(way: Way, stage: &mut Stage, primary: &str, release: impl Fn()) {
+    match way {
+        Way::FreezeAgent(who) => {
+            let place = stage.place(&who.agent(primary));
+            stage.signal_agent(place, Signal::SIGSTOP);
+            release();
+            tokio::time::sleep(FREEZE).await;
+            stage.signal_agent(place, Signal::SIGCONT);
+        }
+        Way::KillEtcd => {
+            stage.server.stop();
+            release();
+            stage.server.start().await;
+        }
+        _ => {
+            let agent = match way {
+                Way::KillAgent(who) => Some(who),
+                Way::KillAppHost => Some(Who::App),
+                _ => None,
+            };
+            let agent = agent.map(|who| stage.place(&who.agent(primary)));
+            agent.into_iter().for_each(|place| stage.kill_agent(place));
+            if way.breaks_connections() {
+                stage.pgbouncers[0].stop();
+            }
+            release();
+            tokio::time::sleep(RESTART).await;
+            if way.breaks_connections() {
+                stage.pgbouncers[0].start().await;
+            }
+            agent.into_iter().for_each(|place| stage.start_agent(place));
+        }
+    }
+}
+
+/// Another failover is done before the held call of the dead one arrives.
+async fn overtake(stage: &Stage, release: impl Fn()) -> Result<(), String> {
+    stage.becomes_whole(EXPIRY + SLACK + SOON).await?;
+    next_works(stage).await?;
+    stage.becomes_whole(SOON).await?;
+    let primary = stage.director.primary();
+    release();
+    let until = Instant::now() + Duration::from_millis(600);
+    while Instant::now() < until {
+        let paused = stage.paused().await;
+        if !paused.is_empty() || stage.director.primary() != primary {
+            return Err(format!(
+                "a call of the attempt before took effect: {paused:?} hold their clients, {:?} was \
+                 the primary and {:?} is",
+                primary,
+                stage.director.primary()
+            ));
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    Ok(())
+}
+
+/// Traffic is back, nothing is left, it is known what happened, and the next failover works.
+async fn look_after(
+    cell: Cell,
+    stage: &Stage,
+    writers: &Writers,
+    coordinator: &Coordinator,
+) -> Result<(), String> {
+    writers.all_commit(EXPIRY + SLACK).await?;
+    stage.net.mend();
+    stage.wire.mend();
+    stage.becomes_whole(SOON).await?;
+    if cell.point.is_on_record() {
+        is_told(&stage.status().await?, cell, coordinator)?;
+    }
+    next_works(stage).await
+}
+
+/// `pgcm status` says what became of the failover.
+fn is_told(status: &Value, cell: Cell, coordinator: &Coordinator) -> Result<(), String> {
+    let last = &status["last_failover"];
+    let holder = format!("ops, process {}", coordinator.pid);
+    let of_this = last["holder"] == holder || cell.way == Way::Overtaken;
+    let outcome = last["outcome"].as_str().unwrap_or_default();
+    let ended = ["done", "put_back", "needs_hands", "unfinished"].contains(&outcome);
+    let died = matches!(cell.way, Way::Kill);
+    let step_is_exact = matches!(cell.point.place, Place::Call(..) | Place::Moving);
+    let step = !step_is_exact || last["step"] == cell.point.step;
+    if of_this && ended && (!died || outcome == "unfinished" && step) {
+        return Ok(());
+    }
+    Err(format!("`pgcm status` does not say what happened to {holder}: {last}"))
+}
+
+async fn next_works(stage: &Stage) -> Result<(), String> {
+    let before = stage.director.primary();
+    let (status, stdout, stderr) = stage.run(&["failover", "--output", "json"]).await;
+    let logged: Vec<&str> = stderr.lines().filter(|line| line.contains("failover.")).collect();
+    if status != 0 || stage.director.primary() == before {
+        let text = logged.join("\n");
+        return Err(format!("the next failover ended with {status}: {stdout}\n{text}"));
+    }
+    let report: Value = serde_json::from_str(&stdout).map_err(|error| error.to_string())?;
+    let steps = report["steps"].as_array().cloned().unwrap_or_default();
+    let has_point =
+        |step: &Value| crate::matrix::POINTS.iter().any(|point| step["step"] == point.step);
+    match steps.iter().find(|step| !has_point(step)) {
+        None => Ok(()),
+        Some(step) => Err(format!("nothing is interrupted in the step {step}")),
+    }
+}
+
+/// What the clients saw, and what is stored of it.
+async fn judge(cell: Cell, stage: &Stage, writers: Writers) -> Result<(), String> {
+    let (longest, rows, errors) = writers.stop().await;
+    let primary = stage.director.primary().ok_or("nobody is promoted")?;
+    let client = stage.director.client(primary).await.map_err(|error| error.to_string())?;
+    let stored = writers::stored(&client).await?;
+    let lost = rows.difference(&stored).count();
+    if lost > 0 {
+        return Err(format!("{lost} of {} acknowledged commits are lost", rows.len()));
+    }
+    if longest > EXPIRY + SLACK {
+        return Err(format!("a client got nothing through for {longest:?}"));
+    }
+    let paused = stage.paused().await;
+    if !paused.is_empty() {
+        return Err(format!("{paused:?} of {HOSTS:?} are paused"));
+    }
+    match errors.first() {
+        Some(error) if !cell.way.breaks_connections() => Err(format!("a client saw {error}")),
+        _ => Ok(()),
+    }
+}
