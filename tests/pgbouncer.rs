@@ -377,8 +377,10 @@ async fn a_pgbouncer_that_is_away_or_shuts_down_is_named_with_its_remedy() {
             found.iter().find(told).is_some_and(|told| told.message.contains(words))
         }
     };
-    eventually(10 * SECOND, "the shutdown is seen", || {
-        found("pgbouncer-paused", "waits for transactions before it shuts down")
+    // Versions differ in whether the console still answers meanwhile.
+    eventually(10 * SECOND, "the shutdown is seen", || async {
+        found("pgbouncer-paused", "waits for transactions before it shuts down").await
+            || found("pgbouncer-answer", "start it, or take its socket from").await
     })
     .await;
     client.simple_query("COMMIT").await.unwrap();
