@@ -41,6 +41,11 @@ impl Gate {
     pub fn observe(&mut self, token: i64) {
         self.seen = self.seen.max(token);
     }
+
+    /// The highest token seen.
+    pub fn newest(&self) -> i64 {
+        self.seen
+    }
 }
 
 /// The pause belongs to another attempt that still counts.
@@ -93,6 +98,8 @@ struct Hold {
     claim: Option<Claim>,
     deadline: Instant,
     timer: Timer,
+    /// Found at start: another agent may have asked PgBouncer for it, and have ended it since.
+    adopted: bool,
 }
 
 impl PauseBook {
@@ -118,12 +125,12 @@ impl PauseBook {
             Some(hold) if hold.claim.as_ref() == Some(claim) => hold.deadline.min(asked),
             _ => asked,
         };
-        Ok(self.enter(Some(claim.clone()), deadline))
+        Ok(self.enter(Some(claim.clone()), deadline, false))
     }
 
     /// Enters a pause found at start, or one whose resume failed: due at `deadline`.
     pub fn adopt(&mut self, claim: Option<Claim>, deadline: Instant) -> Timer {
-        self.enter(claim, deadline)
+        self.enter(claim, deadline, true)
     }
 
     /// Whether `claim` may pause or resume now.
@@ -162,6 +169,16 @@ impl PauseBook {
         }
     }
 
+    /// Whether the pause in the book was found at start and is over, given the `newest` fencing token.
+    ///
+    /// An attempt takes the lock only where no PgBouncer is paused. Whatever is paused after that belongs to the
+    /// newer attempt and expires in the agent that it asked: an expiry of ours would let clients
+    /// go in the middle of its move.
+    pub fn is_overtaken(&self, newest: i64) -> bool {
+        let adopted = self.hold.as_ref().filter(|hold| hold.adopted);
+        adopted.and_then(|hold| hold.claim.as_ref()).is_some_and(|claim| claim.token < newest)
+    }
+
     /// Whether a pause is in the book.
     pub fn is_held(&self) -> bool {
         self.hold.is_some()
@@ -172,10 +189,10 @@ impl PauseBook {
         Some(self.hold.as_ref()?.claim.as_ref()?.attempt.as_str())
     }
 
-    fn enter(&mut self, claim: Option<Claim>, deadline: Instant) -> Timer {
+    fn enter(&mut self, claim: Option<Claim>, deadline: Instant, adopted: bool) -> Timer {
         self.armed += 1;
         let timer = Timer(self.armed);
-        self.hold = Some(Hold { claim, deadline, timer });
+        self.hold = Some(Hold { claim, deadline, timer, adopted });
         timer
     }
 }
@@ -217,6 +234,20 @@ mod tests {
         book.release();
         assert_eq!(book.due(timer, now + 2 * SECOND), Due::Obsolete);
         assert!(!book.is_held());
+    }
+
+    #[test]
+    fn an_adopted_pause_is_over_once_a_newer_attempt_has_the_lock() {
+        let (mut book, now) = (PauseBook::default(), Instant::now());
+        book.adopt(Some(claim("a", 5)), now + SECOND);
+        assert!(!book.is_overtaken(5));
+        assert!(book.is_overtaken(6));
+        // Without an owner, nobody says whose it is: it is resumed.
+        book.adopt(None, now);
+        assert!(!book.is_overtaken(6));
+        // What this agent itself has paused stays its own to end.
+        book.begin(&claim("b", 6), now, SECOND).expect("newer");
+        assert!(!book.is_overtaken(7));
     }
 
     #[test]

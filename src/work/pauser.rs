@@ -416,6 +416,14 @@ async fn expire(inner: Arc<Inner>, timer: Timer) {
             continue;
         }
         let attempt = inner.book().owner().map(str::to_owned);
+        let newest = inner.gate().newest();
+        if inner.book().is_overtaken(newest) {
+            info!(inner.log, "a newer failover has begun, which a pause found at start cannot outlast";
+                "event" => "pause.expire.overtaken", "attempt" => attempt.unwrap_or_default());
+            inner.book().release();
+            inner.publish();
+            return;
+        }
         match inner.flow().await {
             Ok(()) => {
                 inner.status.send_modify(|status| status.expiries += 1);
