@@ -19,7 +19,7 @@ use crate::{
         cib::{Cib, Node},
         claim::{DataStatus, Score, Status},
         code::OcfCode,
-        condition::{Answer, Process},
+        condition::{Condition, Process},
         election::{Revocation, Right, revocation, right, score_refusal, shutdown_refusal},
         lsn::Lsn,
     },
@@ -44,7 +44,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     };
     let cib = async { agent.attributes.query().await.map_err(Failure::from) };
     let ((local, state), cib) = match tokio::try_join!(server, cib) {
-        Err(error) if agent.answer_from_files(process).await == Answer::Primary => {
+        Err(error) if agent.condition_from_files().await?.0 == Condition::Primary => {
             return Ok(promoted_already(agent, &error));
         }
         joined => joined?,
