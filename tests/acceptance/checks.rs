@@ -101,21 +101,6 @@ const PACEMAKER: &[Case] = &[
             ("health", "warn", &["postgres: primary without any standby", "crm_mon -Afr -1"]),
         ],
     },
-    // Five votes are expected, of which two are left; Pacemaker is told to go on all the same.
-    Case {
-        at: "OTHER",
-        provoke: "crm_attribute --name no-quorum-policy --update ignore
-            corosync-quorumtool -e 5; systemctl stop pacemaker; systemctl stop corosync",
-        put_back: "systemctl start corosync pacemaker
-            until corosync-quorumtool -e 3; do sleep 1; done
-            until crm_attribute --name no-quorum-policy --update stop; do sleep 1; done",
-        args: &[],
-        found: &[
-            ("quorum", "refuse", &["no quorum", "bring back enough nodes"]),
-            ("nodes", "warn", &["OTHER is offline", "start it"]),
-            ("pacemaker", "refuse", &["OTHER: ", "look there at: crm_mon -1"]),
-        ],
-    },
 ];
 
 const AGENTS: &[Case] = &[
@@ -171,7 +156,7 @@ const AGENTS: &[Case] = &[
     Case {
         at: "app01",
         provoke:
-            "LC_ALL=C sed 's/VERSION/NEWER/g' /usr/bin/pgcm > /opt/newer && chmod +x /opt/newer
+            "LC_ALL=C perl -pe 's/\\QVERSION\\E/NEWER/g' /usr/bin/pgcm > /opt/newer && chmod +x /opt/newer
             mkdir -p /run/systemd/system/pgcm-proxy.service.d
             printf '[Service]\\nExecStart=\\nExecStart=/opt/newer proxy\\n' \
                 > /run/systemd/system/pgcm-proxy.service.d/newer.conf
