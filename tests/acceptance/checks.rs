@@ -152,24 +152,6 @@ const AGENTS: &[Case] = &[
             &["app02/proxy is expected", "start it", "take it from the configuration"],
         )],
     },
-    // The same program but for the version that it has in itself.
-    Case {
-        at: "app01",
-        provoke:
-            "LC_ALL=C perl -pe 's/\\QVERSION\\E/NEWER/g' /usr/bin/pgcm > /opt/newer && chmod +x /opt/newer
-            mkdir -p /run/systemd/system/pgcm-proxy.service.d
-            printf '[Service]\\nExecStart=\\nExecStart=/opt/newer proxy\\n' \
-                > /run/systemd/system/pgcm-proxy.service.d/newer.conf
-            systemctl daemon-reload; systemctl restart pgcm-proxy",
-        put_back: "rm -r /run/systemd/system/pgcm-proxy.service.d /opt/newer
-            systemctl daemon-reload; systemctl restart pgcm-proxy",
-        args: &[],
-        found: &[(
-            "versions",
-            "warn",
-            &["different versions (VERSION, NEWER)", "finish the upgrade"],
-        )],
-    },
     Case {
         at: "PRIMARY",
         provoke: "etcdctl put /postgres/agents/app09/proxy nonsense",
@@ -255,13 +237,10 @@ impl Roles {
             Some(0) => (&standbys[0], &standbys[1]),
             _ => (&standbys[1], &standbys[0]),
         };
-        let newer = env!("CARGO_PKG_VERSION").replace(|c: char| c.is_ascii_digit(), "9");
         Self(vec![
             ("PRIMARY", name(&status["cluster"]["primary"])),
             ("SYNC", name(sync)),
             ("OTHER", name(other)),
-            ("VERSION", env!("CARGO_PKG_VERSION").to_owned()),
-            ("NEWER", newer),
         ])
     }
 
