@@ -49,7 +49,8 @@ fn a_quiet_monitor_of_the_primary_costs_less_than_30_ms_of_cpu() {
     let cluster = Cluster::pair();
     cluster.act("pg01", "monitor").with(8);
     // Neighbours on a busy machine make the same work look longer, never shorter.
-    let best = (0..3).map(|_| cost(&cluster)).min().expect("three");
+    let measured = (0..5).map(|_| cost(&cluster));
+    let best = measured.min_by_key(|(agent, server)| *agent + *server).expect("five");
     let (agent, server) = best;
     eprintln!("agent and its children {agent:?}, server {server:?}");
     assert!(agent + server < Duration::from_millis(30), "agent {agent:?}, server {server:?}");
