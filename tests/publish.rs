@@ -140,6 +140,20 @@ async fn a_poke_is_seen_long_before_the_poll() {
 }
 
 #[tokio::test]
+async fn a_primary_that_is_being_demoted_leaves_the_processors_to_its_successor() {
+    let server = start_etcd().await;
+    let mut stage = stage_with(server, Duration::from_secs(3600)).await;
+    stage.published().await;
+    stage.latest.borrow_and_update();
+    poke::poke(&stage.socket).expect("supervise listens");
+    let looked = tokio::time::timeout(Duration::from_millis(300), stage.latest.changed()).await;
+    assert!(looked.is_err(), "it looked although all that it could publish is published");
+    // It does look in the end: a poke may also come of what it cannot see in its own Postgres.
+    let looked = tokio::time::timeout(SOON, stage.latest.changed()).await;
+    looked.expect("a look after the burst").expect("the publisher runs");
+}
+
+#[tokio::test]
 async fn the_token_of_the_failover_lock_is_passed_on() {
     let stage = stage().await;
     stage.put("/failover", "{}").await;

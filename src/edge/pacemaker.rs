@@ -47,6 +47,8 @@ pub struct Pacemaker<R = Processes> {
     legacy: AtomicBool,
 }
 
+/// The sections of `crm_mon` that [`Pacemaker::roles`] asks for.
+const ROLES: &str = "--include=summary,nodes,resources,attributes";
 /// No such object; and the same as Pacemaker 1.1 has it.
 const ABSENT: [i32; 2] = [105, 6];
 /// The CIB does not allow it: the schema, above all.
@@ -67,10 +69,20 @@ impl<R: Run> Pacemaker<R> {
     /// # Errors
     /// [`PacemakerError`]; none of them ever means that there is no primary.
     pub async fn view(&self) -> Result<PacemakerView, PacemakerError> {
+        self.view_of(&["--output-as=xml", "-1"]).await
+    }
+
+    /// Roles, nodes with their attributes, quorum: what publishing needs, and no history of failures
+    /// or of fencing. Costs a half of [`Self::view`] and less, above all while Pacemaker is busy.
+    pub async fn roles(&self) -> Result<PacemakerView, PacemakerError> {
+        self.view_of(&["--output-as=xml", "-1", "--exclude=all", ROLES]).await
+    }
+
+    async fn view_of(&self, modern: &[&str]) -> Result<PacemakerView, PacemakerError> {
         if self.legacy.load(Ordering::Relaxed) {
             return self.look(&["--as-xml", "-1"]).await;
         }
-        let modern = self.look(&["--output-as=xml", "-1"]).await;
+        let modern = self.look(modern).await;
         match modern {
             // Usage: a crm_mon that does not know the option yet.
             Err(PacemakerError::Exit { status: 1 | 64, reason, program }) => {

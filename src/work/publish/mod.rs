@@ -119,31 +119,38 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
         let mut burst_ends = Instant::now();
         let mut look_due = Instant::now();
         while !stop.is_set() {
-            if Instant::now() >= look_due || self.is_unpublished_primary().await {
+            if is_due(look_due, burst_ends) || self.is_unpublished_primary().await {
                 self.round().await;
                 look_due = Instant::now() + self.options.poll_interval;
             }
-            let wait = look_due.saturating_duration_since(Instant::now());
-            let wait = if Instant::now() < burst_ends { wait.min(BURST_INTERVAL) } else { wait };
+            let now = Instant::now();
+            // A look that a burst puts off is overdue: counting down to it would be a busy loop.
+            let wait = if now < burst_ends {
+                BURST_INTERVAL
+            } else {
+                look_due.saturating_duration_since(now)
+            };
             tokio::select! {
                 () = stop.wait() => {}
                 () = poked(socket.as_ref()) => {
-                    // A poke also comes before a change: what was seen before it is old.
-                    if Instant::now() >= burst_ends {
-                        look_due = Instant::now();
-                    }
                     burst_ends = Instant::now() + BURST;
+                    look_due = look_due.min(burst_ends);
                 }
                 () = sleep(wait) => {}
             }
         }
     }
 
-    /// Whether Postgres here takes writes although the last look did not end in publishing that.
+    /// Whether Postgres here takes writes on a timeline that was not published when the last look was
+    /// made. A primary that is about to be demoted is none: what is published of it stays true.
     async fn is_unpublished_primary(&self) -> bool {
-        let published =
-            matches!(self.latest.borrow().outcome, Outcome::Written | Outcome::Unchanged);
-        !published && self.postgres.facts().await.is_ok_and(|facts| !facts.in_recovery)
+        let Ok(facts) = self.postgres.facts().await else { return false };
+        let latest = self.latest.borrow();
+        let published = latest.stored.as_ref().ok().and_then(|stored| stored.view.as_ref());
+        let is_published = published.is_some_and(|view| {
+            view.primary.name == self.options.node && view.primary.timeline == facts.timeline
+        });
+        !facts.in_recovery && !is_published
     }
 
     fn listen(&self) -> Option<UnixDatagram> {
@@ -159,9 +166,9 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
 
     /// One look, and what follows from it.
     async fn round(&mut self) {
-        let (view, facts, keys) =
-            tokio::join!(self.pacemaker.view(), self.postgres.facts(), self.read());
-        let local = facts.map_err(|error| chain(&error).to_string());
+        let (view, keys) = tokio::join!(self.pacemaker.roles(), self.read());
+        // Asked last: Pacemaker's answer takes longest, and Postgres may leave recovery meanwhile.
+        let local = self.postgres.facts().await.map_err(|error| chain(&error).to_string());
         let mut stored = Stored::default();
         let outcome = match (&view, &keys) {
             (Err(error), _) => Outcome::Failed(error.in_full()),
@@ -297,6 +304,13 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             Err(error) => Outcome::Failed(chain(&error).to_string()),
         }
     }
+}
+
+/// Whether it is time to look although nothing is known to have changed. During a burst that waits,
+/// if not for long: others need the processors then.
+fn is_due(look_due: Instant, burst_ends: Instant) -> bool {
+    let now = Instant::now();
+    now >= look_due && (now >= burst_ends || now >= look_due + BURST)
 }
 
 fn unchanged(entry: &Option<Entry>) -> Expect {
