@@ -21,6 +21,7 @@ use super::{
 use crate::model::agent::{
     condition::Process,
     control_data::{ControlData, Unreadable},
+    history::History,
     lsn::Lsn,
     pid_file::PidFile,
     settings::{self, Settings},
@@ -290,6 +291,12 @@ impl<R: Run> Postmaster<R> {
         };
         let entries = fs::read_dir(self.pgdata.join("pg_wal")).into_iter().flatten();
         entries.filter_map(timeline).max().unwrap_or(0)
+    }
+
+    /// Where `timeline` branched off the one before it; `None` when its history cannot be read.
+    pub fn timeline_began(&self, timeline: u32) -> Option<Lsn> {
+        let path = self.pgdata.join("pg_wal").join(format!("{timeline:08X}.history"));
+        History::parse(&fs::read_to_string(path).ok()?)?.begins()
     }
 
     pub fn has(&self, name: &str) -> bool {

@@ -57,6 +57,7 @@ fn a_crashed_primary_with_nothing_of_its_own_comes_back_as_a_standby() {
     cluster.act("pg02", "promote").with(0);
     assert_eq!(cluster.attribute("pg01", "Postgresql-data-status").as_deref(), Some("DISCONNECT"));
     assert_eq!(cluster.sql("pg02", "select count(*) from t"), "1");
+    cluster.act("pg02", "monitor").with(8);
     cluster.act("pg01", "start").with(0);
     follows(&cluster, "pg02", "pg01");
     cluster.settle("pg02", "pg01");

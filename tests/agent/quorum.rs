@@ -160,6 +160,7 @@ fn in_a_switchover_the_last_primary_stands_for_an_absent_member() {
     assert!(!demoted.stderr.contains("agent.demote.undo"), "{}", demoted.stderr);
     assert!(cluster.attribute("pg01", "Postgresql-shutdown-lsn").is_some());
     cluster.act("pg02", "promote").with(0);
+    cluster.act("pg02", "monitor").with(8);
     assert_eq!(cluster.attribute("pg01", "Postgresql-shutdown-lsn"), None);
     follows(&cluster, "pg02", "pg01");
     settle(&cluster, "pg02", "1 of pg01 on timeline 3");
@@ -175,6 +176,7 @@ fn a_switchover_with_all_members_changes_no_attribute_before_the_promotion() {
     assert!(changes.is_empty(), "{changes:#?}");
     let promoted = cluster.act("pg02", "promote").with(0);
     eprintln!("demote {:?}, promote {:?}", demoted.took, promoted.took);
+    cluster.act("pg02", "monitor").with(8);
     follows(&cluster, "pg02", "pg01");
     follows(&cluster, "pg02", "pg03");
     settle(&cluster, "pg02", "1 of pg01,pg03 on timeline 3");
@@ -286,6 +288,7 @@ fn an_asynchronous_standby_gets_what_others_hold_before_it_is_promoted() {
     let promoted = cluster.act("pg03", "promote").with(0);
     assert!(promoted.stderr.contains("agent.election.caught_up"), "{}", promoted.stderr);
     assert_eq!(cluster.sql("pg03", "select count(*) from written"), "1000");
+    cluster.act("pg03", "monitor").with(8);
     assert_eq!(cluster.attribute("pg01", "Postgresql-shutdown-lsn"), None);
     follows(&cluster, "pg03", "pg02");
 }

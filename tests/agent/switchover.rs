@@ -53,6 +53,47 @@ fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
     eprintln!("monitor {:?}", begun.elapsed());
 }
 
+/// A promotion in which writes of claims take half a second, with the calls of Pacemaker's tools; each
+/// shows the history of the new timeline as it was then, which is there once the promotion has begun.
+fn slow_promotion(cluster: &Cluster, node: &str, timeline: &str) -> Vec<String> {
+    fs::write(cluster.path("slow-writes"), "").expect("written");
+    cluster.forget_calls();
+    let history = cluster.data(node).join("pg_wal").join(timeline).display().to_string();
+    assert!(!std::path::Path::new(&history).exists(), "{history}");
+    cluster.act_with(node, "promote", &[("PGCM_TEST_WITNESS", &history)]).with(0);
+    assert!(std::path::Path::new(&history).exists(), "{history}");
+    fs::remove_file(cluster.path("slow-writes")).expect("removed");
+    cluster.calls()
+}
+
+#[test]
+fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() {
+    let cluster = Cluster::pair();
+    cluster.act("pg01", "demote").with(0);
+    let calls = slow_promotion(&cluster, "pg02", "00000003.history");
+    let ends =
+        |call: &&String| call.contains("--node pg01") && call.contains("--update=DISCONNECT");
+    let end = calls.iter().find(ends).unwrap_or_else(|| panic!("no end of a claim: {calls:#?}"));
+    assert!(end.ends_with("[]"), "the promotion had begun: {end}");
+    // Its own claim is complete: who was synchronous holds everything.
+    assert_eq!(
+        cluster.attribute("pg02", "Postgresql-data-status").as_deref(),
+        Some("STREAMING|SYNC")
+    );
+    assert_eq!(calls.len(), 4, "clients wait for each of these: {calls:#?}");
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("-INFINITY"));
+
+    cluster.act("pg02", "monitor").with(8);
+    attributes(&cluster, "pg02", "PRI", "LATEST", "1000");
+    assert_ne!(cluster.attribute("pg01", "Postgresql-status").as_deref(), Some("PRI"));
+    let baseline = cluster.attribute("pg02", "Postgresql-master-baseline").expect("set");
+    let history = fs::read_to_string(cluster.data("pg02").join("pg_wal/00000003.history"));
+    let history = history.expect("there");
+    let began = history.lines().last().and_then(|line| line.split_whitespace().nth(1));
+    let began = began.and_then(|began| began.strip_prefix("0/"));
+    assert_eq!(began.map(|began| format!("{began:0>16}")), Some(baseline), "{history}");
+}
+
 #[test]
 fn a_primary_whose_standby_misses_the_last_bytes_goes_on_as_primary() {
     let cluster = Cluster::pair();

@@ -155,6 +155,16 @@ impl Cib {
         claiming.next().filter(|_| claiming.next().is_none())
     }
 
+    /// The one online node, other than `own`, that claims to hold every acknowledged commit; `None`
+    /// also when several do.
+    pub fn claimant_other_than<'a>(&'a self, own: &str, names: &Names) -> Option<&'a Node> {
+        let mut claiming = self.nodes.values().filter(|node| {
+            let data = node.data_status(names);
+            node.name != own && node.online && data.is_some_and(DataStatus::is_complete)
+        });
+        claiming.next().filter(|_| claiming.next().is_none())
+    }
+
     /// The online nodes other than `own` of which Pacemaker would promote one: those that share the
     /// highest score.
     pub fn promotable_other_than<'a>(&'a self, own: &str, names: &Names) -> Vec<&'a Node> {
@@ -321,6 +331,8 @@ pub(super) mod tests {
         assert_eq!(first.score(&names), Some(Score::PRIMARY));
         assert_eq!(cib.primary_other_than("pg02", &names), Some(first));
         assert_eq!(cib.primary_other_than("pg01", &names), None);
+        assert_eq!(cib.claimant_other_than("pg02", &names), Some(first));
+        assert_eq!(cib.claimant_other_than("pg01", &names), None);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     context::{Agent, Failure},
-    slots,
+    promote, slots,
 };
 use crate::{
     edge::{
@@ -43,7 +43,8 @@ pub(super) async fn duties<R: Run + Clone>(
     mut state: State,
 ) -> Result<(), Failure> {
     let cib = agent.attributes.query().await?;
-    if let Some(other) = cib.primary_other_than(&agent.node, agent.names())
+    if promote::is_settled(agent, &cib)
+        && let Some(other) = cib.primary_other_than(&agent.node, agent.names())
         && cib
             .node(&agent.node)
             .is_some_and(|own| own.status(agent.names()) == Some(Status::Primary))
@@ -51,6 +52,7 @@ pub(super) async fn duties<R: Run + Clone>(
         error!(agent.log, "two nodes say that they are the primary; look at fencing";
             "event" => "agent.monitor.two_primaries", "other" => &other.name);
     }
+    promote::announce(agent, &cib, &state).await?;
     let graced = Instant::now() + GRACE;
     while loses_standby(view(agent, &cib, &state, &waits_for(&state))) && Instant::now() < graced {
         sleep(Duration::from_millis(50)).await;

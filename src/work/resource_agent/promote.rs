@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use slog::{error, info, warn};
+use slog::{info, warn};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -12,15 +12,15 @@ use super::{
 use crate::{
     edge::{
         agent_sql::{Local, State},
+        attributes::AttributeError,
         command::Run,
     },
-    error::chain,
     model::agent::{
         cib::{Cib, Node},
         claim::{DataStatus, Score, Status},
         code::OcfCode,
-        condition::Condition,
-        election::{Right, revocation, right, score_refusal, shutdown_refusal},
+        condition::{Condition, Process},
+        election::{Revocation, Right, revocation, right, score_refusal, shutdown_refusal},
         lsn::Lsn,
     },
 };
@@ -29,9 +29,12 @@ use crate::{
 const POLL: Duration = Duration::from_millis(3);
 
 /// Promotes the local server and returns once it accepts writes.
+///
+/// What else the CIB should say of a primary is left to its first monitor, which Pacemaker runs at once:
+/// here clients wait.
 pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
-    let found = agent.condition_from_files().await?.0;
-    if matches!(found, Condition::Stopped | Condition::Orphaned) {
+    let (process, _) = agent.postmaster.process()?;
+    if matches!(process, Process::Gone | Process::Orphans) {
         return Err(Failure::new(OcfCode::NotRunning, "Postgres does not run, cannot be promoted"));
     }
     let server = async {
@@ -41,11 +44,12 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     };
     let cib = async { agent.attributes.query().await.map_err(Failure::from) };
     let ((local, state), cib) = match tokio::try_join!(server, cib) {
-        Err(error) if found == Condition::Primary => return Ok(promoted_already(agent, &error)),
+        Err(error) if agent.condition_from_files().await?.0 == Condition::Primary => {
+            return Ok(promoted_already(agent, &error));
+        }
         joined => joined?,
     };
     if !state.in_recovery {
-        announce(agent, &cib, state.position).await;
         agent.poke();
         return Ok(OcfCode::Success);
     }
@@ -55,11 +59,15 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         // The election took a while.
         _ => agent.attributes.query().await?,
     };
-    end_claims_of_others(agent, &cib).await?;
+    let ends = revocation(&cib, &agent.node, agent.names());
+    take_over_claims(agent, &cib, &ends).await?;
     info!(agent.log, "promoting"; "event" => "agent.promote.begin", "from" => %state.replayed);
     local.promote().await?;
-    let (promoted, ()) =
-        tokio::join!(until_writable(agent, &local), announce(agent, &cib, state.replayed));
+    let (promoted, (), ()) = tokio::join!(
+        until_writable(agent, &local),
+        tell_status(agent),
+        end_scores_of_others(agent, &ends)
+    );
     promoted?;
     agent.poke();
     Ok(OcfCode::Success)
@@ -98,22 +106,24 @@ async fn refuse_if_unfit<R: Run + Clone + 'static>(
     Err(Failure::new(OcfCode::Generic, why))
 }
 
-/// Takes the newest data's claim over and ends the others' right to be promoted, in the CIB, before
-/// the first write: from then on their data is old.
-async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<(), Failure> {
-    let ends = revocation(cib, &agent.node, agent.names());
-    let lost = ends.data_statuses.into_iter().map(|node| (node, DataStatus::Disconnected));
-    let lost: Vec<_> = lost.collect();
-    let scores = async {
-        for node in &ends.scores {
-            agent.attributes.set_score(node, Score::NEVER).await?;
+/// Ends the claims of the others in the CIB before the first write, which makes their data old.
+///
+/// A synchronous standby's own claim is as good as that to the newest data, which its first monitor
+/// takes: each write takes tens of milliseconds in which clients wait.
+async fn take_over_claims<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    ends: &Revocation,
+) -> Result<(), Failure> {
+    let own = cib.node(&agent.node).and_then(|node| node.data_status(agent.names()));
+    let own = async {
+        if own.is_some_and(DataStatus::is_complete) {
+            return Ok(());
         }
-        if !ends.scores.is_empty() {
-            let limit = agent.share(3, Duration::from_secs(10));
-            agent.attributes.confirm_unpromotable(&ends.scores, limit).await?;
-        }
-        Ok(())
+        agent.attributes.set_data_status(&agent.node, DataStatus::Latest).await
     };
+    let lost = ends.data_statuses.iter().map(|node| (node.clone(), DataStatus::Disconnected));
+    let lost: Vec<_> = lost.collect();
     let quorums = async {
         for node in &ends.quorums {
             agent.attributes.set_quorum_claim(node, None).await?;
@@ -121,13 +131,24 @@ async fn end_claims_of_others<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Re
         Ok(())
     };
     // Until the promotion begins all claims are true, so that their order does not matter.
-    tokio::try_join!(
-        agent.attributes.set_data_status(&agent.node, DataStatus::Latest),
-        agent.attributes.set_data_statuses(&lost),
-        quorums,
-        scores
-    )?;
+    tokio::try_join!(own, agent.attributes.set_data_statuses(&lost), quorums)?;
     Ok(())
+}
+
+/// Lowers the scores of the others, so that Pacemaker does not think of promoting one of them. Nothing
+/// rests on that: a promotion goes by the claims, and the monitor of the primary repairs what fails here.
+async fn end_scores_of_others<R: Run + Clone>(agent: &Agent<R>, ends: &Revocation) {
+    for node in &ends.scores {
+        let ended = agent.attributes.set_score(node, Score::NEVER).await;
+        agent.tolerate("promotion score", ended);
+    }
+}
+
+/// Lets nodes that start now find their primary.
+async fn tell_status<R: Run + Clone>(agent: &Agent<R>) {
+    let name = &agent.names().status;
+    let told = agent.attributes.set(&agent.node, name, Status::Primary.as_str()).await;
+    agent.tolerate("status", told);
 }
 
 async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Result<(), Failure> {
@@ -142,42 +163,67 @@ async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Resu
     Ok(())
 }
 
-/// Sets what operators and the other nodes read; what fails here is repaired by the next monitor.
-async fn announce<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, baseline: Lsn) {
-    let (names, attributes, node) = (agent.names(), &agent.attributes, &agent.node);
-    let baseline = baseline.baseline();
-    let (score, status, baseline, (), ()) = tokio::join!(
-        attributes.set_score(node, Score::PRIMARY),
-        attributes.set(node, &names.status, Status::Primary.as_str()),
-        attributes.set(node, &names.baseline, &baseline),
+/// Tells what the CIB does not have yet after a promotion, but for this node's own score: where its
+/// timeline began, that the old primary is none any more, and that the marks of stopped primaries have
+/// done their work.
+///
+/// # Errors
+/// When an attribute cannot be set: then the score is not set either, and the next monitor comes here
+/// again.
+pub(super) async fn announce<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    state: &State,
+) -> Result<(), Failure> {
+    let (baseline, unseated, forgotten) = tokio::join!(
+        tell_baseline(agent, cib, state),
         unseat(agent, cib),
         forget_stopped(agent, cib),
     );
-    for (what, result) in
-        [("promotion score", score), ("status", status), ("master baseline", baseline)]
-    {
-        agent.tolerate(what, result);
-    }
+    baseline.and(unseated).and(forgotten).map_err(Failure::from)
 }
 
-/// Ends the old primary's status. It does not do so itself: while it is demoted, a changed attribute
-/// would make Pacemaker think again before it promotes.
-async fn unseat<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
-    let names = agent.names();
-    let old = |node: &&Node| node.name != agent.node && node.status(names) == Some(Status::Primary);
-    for node in cib.nodes.values().filter(old) {
-        let set = agent.attributes.set(&node.name, &names.status, Status::Alone.as_str()).await;
-        agent.tolerate("status of the old primary", set);
+/// Whether a monitor has completed what the promotion began: the score comes last.
+pub(super) fn is_settled<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> bool {
+    let own = cib.node(&agent.node);
+    own.is_none_or(|own| own.score(agent.names()) == Some(Score::PRIMARY))
+}
+
+async fn tell_baseline<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    state: &State,
+) -> Result<(), AttributeError> {
+    let name = &agent.names().baseline;
+    let began = state.timeline.and_then(|timeline| agent.postmaster.timeline_began(timeline));
+    let Some(baseline) = began.map(Lsn::baseline) else { return Ok(()) };
+    let told = cib.node(&agent.node).and_then(|own| own.transient.get(name));
+    if told == Some(&baseline) {
+        return Ok(());
     }
+    agent.attributes.set(&agent.node, name, &baseline).await
+}
+
+/// Ends the old primary's status in the first monitor after a promotion. The old one does not do so
+/// itself: while it is demoted, a changed attribute would make Pacemaker think again before it
+/// promotes.
+async fn unseat<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<(), AttributeError> {
+    let names = agent.names();
+    if is_settled(agent, cib) {
+        return Ok(());
+    }
+    let is_primary = |node: &Node| node.status(names) == Some(Status::Primary);
+    for node in cib.nodes.values().filter(|node| node.name != agent.node && is_primary(node)) {
+        agent.attributes.set(&node.name, &names.status, Status::Alone.as_str()).await?;
+    }
+    Ok(())
 }
 
 /// Deletes the marks of stopped primaries: one election's must not leak into the next.
-async fn forget_stopped<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+async fn forget_stopped<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<(), AttributeError> {
     let name = &agent.names().shutdown_lsn;
     for node in cib.nodes.values().filter(|node| node.transient.contains_key(name)) {
-        if let Err(error) = agent.attributes.delete(&node.name, name).await {
-            error!(agent.log, "cannot delete the mark of a stopped primary";
-                "event" => "agent.promote.mark", "node" => &node.name, "error" => %chain(&error));
-        }
+        agent.attributes.delete(&node.name, name).await?;
     }
+    Ok(())
 }
