@@ -93,17 +93,13 @@ async fn after_a_crash<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fail
     Ok(OcfCode::Success)
 }
 
-/// Gives up this node's promotion score and status; the claim to the newest data stays until
-/// another node takes it over.
+/// Gives up this node's promotion score; the claim to the newest data stays until another node takes it
+/// over, and so does the status: clients wait, and each change costs all nodes a write of the CIB.
 ///
 /// Returns when Pacemaker knows. Otherwise it goes on with what it had in mind: it promotes this node
 /// again, or finds it stopped and starts it first, and clients wait seconds longer.
 async fn step_back<R: Run + Clone>(agent: &Agent<R>) -> Result<(), AttributeError> {
-    let (score, status) = tokio::join!(
-        agent.attributes.set_score(&agent.node, Score::NEVER),
-        agent.attributes.set(&agent.node, &agent.names().status, Status::Alone.as_str()),
-    );
-    score.and(status)?;
+    agent.attributes.set_score(&agent.node, Score::NEVER).await?;
     let own = [agent.node.clone()];
     agent.attributes.confirm_unpromotable(&own, agent.share(4, Duration::from_secs(2))).await
 }

@@ -60,12 +60,12 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
         }
         return Ok(());
     }
-    tell_alone(agent, &cib, state).await;
-    if primary.is_none() {
-        election::candidacy(agent, &cib, state).await?;
-    }
-    match primary.and_then(|node| node.address(agent.names())) {
-        Some(address) => fail_if_diverged(agent, address, state).await,
+    let Some(primary) = primary else {
+        tell_alone(agent, &cib, state).await;
+        return election::candidacy(agent, &cib, state).await;
+    };
+    match primary.address(agent.names()) {
+        Some(address) => fail_if_diverged(agent, address, state, &cib).await,
         None => Ok(()),
     }
 }
@@ -138,10 +138,14 @@ async fn tell_alone<R: Run + Clone>(agent: &Agent<R>, cib: &Cib, state: &State) 
 }
 
 /// Fails a standby whose history left the primary's, once that was seen often enough.
+///
+/// Says that it follows nobody only if the primary answers. One that does not has most likely just died:
+/// clients wait for a promotion then, and each attribute costs every node a write of the CIB.
 async fn fail_if_diverged<R: Run + Clone>(
     agent: &Agent<R>,
     address: &str,
     state: &State,
+    cib: &Cib,
 ) -> Result<(), Failure> {
     let limit = agent.share(6, Duration::from_secs(3));
     // Before the primary is asked: what it says must not be older than what is found here.
@@ -153,6 +157,7 @@ async fn fail_if_diverged<R: Run + Clone>(
         // The primary cannot be reached: that is not this standby's fault either.
         return Ok(());
     };
+    tell_alone(agent, cib, state).await;
     let received = agent.received(state.position, state.checkpoint_timeline);
     // The position is where the next record would begin; the last one began before it.
     let last_record = crate::model::agent::lsn::Lsn(received.lsn.0.saturating_sub(1));
