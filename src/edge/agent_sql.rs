@@ -103,9 +103,8 @@ const MAY_REWIND: &str =
     'pg_ls_dir(text,boolean,boolean)', 'pg_stat_file(text,boolean)', 'pg_read_binary_file(text)',
     'pg_read_binary_file(text,bigint,bigint,boolean)']) as name";
 
-const PROMOTE: &str = "
-select pg_promote(wait => false);
-select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'slotsync worker'";
+const END_SLOT_SYNC: &str =
+    "select pg_terminate_backend(pid) from pg_stat_activity where backend_type = 'slotsync worker'";
 
 impl Local {
     /// Connects to the server behind `socket` as `user`, whose operating system identity is taken
@@ -158,11 +157,16 @@ impl Local {
     }
 
     /// Asks the server to leave recovery, and does not wait for it.
-    ///
-    /// The process that copies logical slots is ended: in older releases of 17 and 18 one that waits
-    /// for a dead primary's answer does not hear of the promotion, which waits for it.
     pub async fn promote(&self) -> Result<(), SqlError> {
-        self.ask(PROMOTE).await.map(|_| ())
+        self.ask("select pg_promote(wait => false)").await.map(|_| ())
+    }
+
+    /// Ends the process that copies logical slots, if there is one.
+    ///
+    /// In older releases of 17 and 18 one that waits for a dead primary's answer does not hear of a
+    /// promotion, which waits for it. One that begins in that very moment is not seen by a single call.
+    pub async fn end_slot_sync(&self) -> Result<(), SqlError> {
+        self.ask(END_SLOT_SYNC).await.map(|_| ())
     }
 
     pub async fn in_recovery(&self) -> Result<bool, SqlError> {

@@ -28,6 +28,9 @@ use crate::{
 /// How often the server is asked whether it has left recovery: clients are waiting.
 const POLL: Duration = Duration::from_millis(3);
 
+/// How often a process that copies logical slots is looked for, which may hold the promotion up.
+const SLOT_SYNC: Duration = Duration::from_millis(50);
+
 /// Promotes the local server and returns once it accepts writes.
 ///
 /// What else the CIB should say of a primary is left to its first monitor, which Pacemaker runs at once:
@@ -153,10 +156,15 @@ async fn tell_status<R: Run + Clone>(agent: &Agent<R>) {
 
 async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Result<(), Failure> {
     let begun = Instant::now();
+    let mut slot_sync_ends = begun;
     while local.in_recovery().await? {
         if agent.left().is_zero() {
             let reason = format!("Postgres is still in recovery after {:?}", begun.elapsed());
             return Err(Failure::new(OcfCode::Generic, reason));
+        }
+        if Instant::now() >= slot_sync_ends {
+            local.end_slot_sync().await?;
+            slot_sync_ends = Instant::now() + SLOT_SYNC;
         }
         sleep(POLL).await;
     }
