@@ -6,7 +6,10 @@
 
 use std::{
     convert::Infallible,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -17,10 +20,13 @@ use etcd_client::{
 use slog::{Logger, debug};
 use tokio::{
     sync::{Mutex, Notify},
-    time::timeout,
+    time::{Instant, timeout},
 };
 
 use crate::error::chain;
+
+/// A member that did not answer is asked last for so long: a lost machine must not cost each call its limit.
+const SUSPECT: Duration = Duration::from_secs(5);
 
 /// How to reach etcd.
 #[derive(Debug, Clone)]
@@ -114,6 +120,20 @@ pub struct Etcd {
 struct Member {
     endpoint: String,
     client: Mutex<Option<Client>>,
+    /// When it last left a call or a watch without an answer, if nothing came from it since.
+    failed_at: std::sync::Mutex<Option<Instant>>,
+}
+
+impl Member {
+    fn note(&self, failed_at: Option<Instant>) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
+    }
+
+    /// Whether it is likely to cost a call its whole limit.
+    fn is_suspect(&self) -> bool {
+        let failed_at = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        failed_at.is_some_and(|at| at.elapsed() < SUSPECT)
+    }
 }
 
 impl Etcd {
@@ -121,7 +141,11 @@ impl Etcd {
         let members = options
             .endpoints
             .iter()
-            .map(|endpoint| Member { endpoint: endpoint.clone(), client: Mutex::new(None) })
+            .map(|endpoint| Member {
+                endpoint: endpoint.clone(),
+                client: Mutex::new(None),
+                failed_at: std::sync::Mutex::default(),
+            })
             .collect();
         Self { options, members, preferred: AtomicUsize::new(0) }
     }
@@ -292,28 +316,29 @@ impl Etcd {
                 debug!(log, "the watch on etcd ended, starting another";
                     "event" => "etcd.watch.end", "error" => %chain(&error));
             }
-            // The member may be the one in trouble.
-            self.preferred.fetch_add(1, Ordering::Relaxed);
             tokio::time::sleep(RETRY).await;
         }
     }
 
     async fn watch_once(&self, prefix: &str, wake: &Notify) -> Result<(), EtcdError> {
         let full = self.full(prefix);
-        let mut stream = self
-            .call("watch keys", |mut client| {
+        let (member, mut stream) = self
+            .call_some("watch keys", |mut client| {
                 let full = full.clone();
                 async move { client.watch(full, Some(WatchOptions::new().with_prefix())).await }
             })
             .await?;
-        loop {
+        let ended = loop {
             match stream.message().await {
-                Ok(Some(message)) if message.canceled() => return Ok(()),
+                Ok(Some(message)) if message.canceled() => break Ok(()),
                 Ok(Some(_)) => wake.notify_one(),
-                Ok(None) => return Ok(()),
-                Err(source) => return Err(EtcdError::Refused { what: "go on watching", source }),
+                Ok(None) => break Ok(()),
+                Err(source) => break Err(EtcdError::Refused { what: "go on watching", source }),
             }
-        }
+        };
+        // The member may be the one in trouble.
+        member.note(Some(Instant::now()));
+        ended
     }
 
     /// Asks one member after the other until one answers.
@@ -325,16 +350,31 @@ impl Etcd {
     where
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
+        self.call_some(what, request).await.map(|(_, value)| value)
+    }
+
+    /// The same, and says who answered. Whoever failed just now is asked last.
+    async fn call_some<T, F>(
+        &self,
+        what: &'static str,
+        request: impl Fn(Client) -> F,
+    ) -> Result<(&Member, T), EtcdError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
         let first = self.preferred.load(Ordering::Relaxed);
+        let count = self.members.len();
+        let mut turns: Vec<usize> = (first..first + count).map(|turn| turn % count).collect();
+        turns.sort_by_key(|&index| self.members[index].is_suspect());
         let mut tried = Vec::new();
-        for offset in 0..self.members.len() {
-            let index = (first + offset) % self.members.len();
+        for index in turns {
             let member = &self.members[index];
             let attempt = async { request(self.client(member).await?).await };
             match timeout(self.options.call_timeout, attempt).await {
                 Ok(Ok(value)) => {
+                    member.note(None);
                     self.preferred.store(index, Ordering::Relaxed);
-                    return Ok(value);
+                    return Ok((member, value));
                 }
                 Ok(Err(source)) if !worth_another_member(&source) => {
                     return Err(EtcdError::Refused { what, source });
@@ -345,6 +385,7 @@ impl Etcd {
                     member.endpoint, self.options.call_timeout
                 )),
             }
+            member.note(Some(Instant::now()));
             // A connection that failed is not used again.
             *member.client.lock().await = None;
         }
