@@ -106,3 +106,24 @@ fn a_strict_primary_blocks_rather_than_runs_alone() {
     assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
     assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("100"));
 }
+
+/// Pacemaker's attribute daemon can write an old score for a node that it missed the news of.
+#[test]
+fn a_synchronous_standby_takes_a_lost_score_back_once_no_primary_is_there() {
+    let cluster = Cluster::pair();
+    let score = || cluster.attribute("pg02", "master-Postgresql");
+    cluster.crash("pg01");
+    cluster.set_attribute("pg02", "master-Postgresql", "-INFINITY");
+    cluster.act("pg02", "monitor").with(0);
+    assert_eq!(score().as_deref(), Some("-INFINITY"), "pg01 is still called the primary");
+    // What its node's loss does to a transient attribute.
+    cluster.set_attribute("pg01", "Postgresql-status", "STOP");
+    cluster.set_attribute("pg01", "Postgresql-shutdown-lsn", "9:0000000000000100");
+    cluster.act("pg02", "monitor").with(0);
+    assert_eq!(score().as_deref(), Some("-INFINITY"), "pg01 stopped with more");
+    cluster.set_attribute("pg01", "Postgresql-shutdown-lsn", "1:0000000000000100");
+    let monitored = cluster.act("pg02", "monitor").with(0);
+    assert!(monitored.stderr.contains("agent.election.reclaim"), "{}", monitored.stderr);
+    assert_eq!(score().as_deref(), Some("100"));
+    cluster.act("pg02", "promote").with(0);
+}

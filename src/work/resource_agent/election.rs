@@ -20,9 +20,9 @@ use crate::{
     error::chain,
     model::agent::{
         cib::{Cib, Node},
-        claim::{Score, Status},
+        claim::{DataStatus, Score, Status},
         code::OcfCode,
-        election::{Right, right},
+        election::{Right, right, shutdown_refusal},
         lsn::Position,
         quorum_election::{Answers, Candidate, Election, TooFewSeen, Verdict, best_of},
         settings::Settings,
@@ -87,16 +87,23 @@ pub(super) async fn hold<R: Run + Clone + 'static>(
     }
 }
 
-/// Lets a member of a quorum that no primary vouches for become a candidate as soon as an election can
-/// succeed: a promotion that must fail would only be counted against this node.
+/// Lets a standby that no primary vouches for become a candidate where its claim allows it: one that is
+/// synchronous at once, a member of a quorum as soon as an election can succeed, since a promotion that must
+/// fail would only be counted against this node.
 pub(super) async fn candidacy<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     cib: &Cib,
     state: &State,
 ) -> Result<(), Failure> {
-    let score = cib.node(&agent.node).and_then(|own| own.score(agent.names()));
+    let own = cib.node(&agent.node);
+    if own.and_then(|own| own.score(agent.names())).is_some_and(Score::allows_promotion) {
+        return Ok(());
+    }
+    if own.and_then(|own| own.data_status(agent.names())) == Some(DataStatus::Sync) {
+        return reclaim(agent, cib, state).await;
+    }
     let Right::Election(election) = right(cib, &agent.node, agent.names()) else { return Ok(()) };
-    if !state.exhausted || score.is_some_and(Score::allows_promotion) {
+    if !state.exhausted {
         return Ok(());
     }
     let received = agent.received(state.position, state.checkpoint_timeline);
@@ -113,6 +120,25 @@ pub(super) async fn candidacy<R: Run + Clone + 'static>(
     info!(agent.log, "enough of the quorum are seen, this node may be promoted";
         "event" => "agent.election.candidate", "score" => %score);
     agent.attributes.set_score(&agent.node, score).await?;
+    Ok(())
+}
+
+/// Takes back the score that goes with the claim of a synchronous standby.
+///
+/// The primary may have died between the two. And when a node joins while a score is set, Pacemaker's
+/// attribute daemon there can be left with the one before, which it writes for all nodes once it becomes
+/// their writer (seen with 3.0.0): nobody would be promoted until the old primary is back.
+async fn reclaim<R: Run + Clone>(
+    agent: &Agent<R>,
+    cib: &Cib,
+    state: &State,
+) -> Result<(), Failure> {
+    let received = agent.received(state.position, state.checkpoint_timeline);
+    if shutdown_refusal(cib, &agent.node, agent.names(), received).is_none() {
+        info!(agent.log, "no primary, and the score of this synchronous standby was lost";
+            "event" => "agent.election.reclaim");
+        agent.attributes.set_score(&agent.node, Score::SYNC).await?;
+    }
     Ok(())
 }
 
