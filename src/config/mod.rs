@@ -58,7 +58,7 @@ section! {
         /// Resource that runs Postgres: the primitive, not its clone.
         "resource" resource: String = "Postgresql".to_owned(),
         /// How often supervise reads the cluster's state when nothing wakes it.
-        "poll-interval" poll_interval: Span = secs(1),
+        "poll-interval" poll_interval: Span = secs(2),
         /// Bounds each call of one of Pacemaker's tools.
         "command-timeout" command_timeout: Span = secs(5),
         /// A move constraint stops to count this long after it was made, whoever dies.

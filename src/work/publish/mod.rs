@@ -41,6 +41,8 @@ use crate::{
 
 /// A view is written again when it is older than this, although nothing changed.
 const REFRESH: Duration = Duration::from_secs(10);
+/// The pause after a look that failed, if that is shorter than between other looks.
+const RETRY: Duration = Duration::from_millis(500);
 /// For this long after a poke Postgres is watched: a promotion may be under way …
 const BURST: Duration = Duration::from_secs(1);
 /// … this often. crm_mon, which costs a hundred times as much, is asked again only while Postgres
@@ -121,7 +123,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
         while !stop.is_set() {
             if is_due(look_due, burst_ends) || self.is_unpublished_primary().await {
                 self.round().await;
-                look_due = Instant::now() + self.options.poll_interval;
+                look_due = Instant::now() + self.pause();
             }
             let now = Instant::now();
             // A look that a burst puts off is overdue: counting down to it would be a busy loop.
@@ -139,6 +141,12 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
                 () = sleep(wait) => {}
             }
         }
+    }
+
+    /// How long until the next look when nothing wakes it.
+    fn pause(&self) -> Duration {
+        let failed = matches!(self.latest.borrow().outcome, Outcome::Failed(_));
+        if failed { RETRY.min(self.options.poll_interval) } else { self.options.poll_interval }
     }
 
     /// Whether Postgres here takes writes on a timeline that was not published when the last look was
