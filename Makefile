@@ -14,8 +14,12 @@ export ROUNDS SEED MODE FAULTS LENGTH BROKEN ROWS
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
 INTEGRATION := etcd postgres pgbouncer publish mover history with_lock status blockers checks proxy failover admission growth \
-  agent latecomers
-BINARIES ?= $(INTEGRATION)
+  latecomers
+BINARIES ?= $(INTEGRATION) agent
+# The resource agent's tests wait most of the time: for servers, for monitors, for limits.
+AGENT_THREADS := RUST_TEST_THREADS=5
+# What of them depends on the version of Postgres.
+VERSION_TESTS ?= conformance matrix rejoin slots switchover unstartable
 # What `make test` takes of the interruption matrix, which is eight minutes long: each way, and each step that holds clients.
 CELLS := terminate@pause kill@paused-some kill@paused-all freeze@moving kill@moving cut-from-etcd@moving kill@migrated \
   cut-from-one@follow cut-from-all@follow overtake@pause kill-app-proxy@paused-all kill-primary-supervise@paused-some
@@ -46,13 +50,13 @@ integration: setup ## against real programs in the node image; DEBIAN=… BINARI
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
 	  cargo test --locked $(BINARIES:%=--test %)
 
-versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 18" for others
+versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 18" for others, VERSION_TESTS= for all tests
 	docker/versions/build
 	@set -e; for version in $(POSTGRES); do echo "the resource agent on Postgres $$version"; \
-	  PGCM_TEST_POSTGRES=$$version \
+	  PGCM_TEST_POSTGRES=$$version $(AGENT_THREADS) \
 	  CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node versions" \
 	  CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(CURDIR)/docker/run-in-node versions" \
-	  cargo test --locked --test agent; done
+	  cargo test --locked --test agent -- $(VERSION_TESTS:%=%::); done
 
 acceptance: setup ## the Docker cluster under load; DEBIAN=bookworm for the other release
 	docker/acceptance $(DEBIAN)
@@ -68,9 +72,10 @@ bench: setup ## failovers under load beside their floor: N=20 for each load, DOC
 	docker/bench $(DEBIAN)
 
 test: check unit ## everything that CI runs
-	$(MAKE) integration DEBIAN=trixie
+	$(MAKE) integration DEBIAN=trixie BINARIES="$(INTEGRATION)"
+	$(AGENT_THREADS) $(MAKE) integration DEBIAN=trixie BINARIES=agent
 	PGCM_CELLS="$(CELLS)" $(MAKE) integration DEBIAN=trixie BINARIES=interruptions
-	$(MAKE) integration DEBIAN=bookworm BINARIES=agent
+	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES=agent
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
 	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"
