@@ -302,7 +302,7 @@ impl Cluster {
     /// SIGKILLs the postmaster and waits until none of its processes is left.
     pub(crate) fn crash(&self, node: &str) {
         self.signal(node, nix::sys::signal::Signal::SIGKILL);
-        eventually(Duration::from_secs(10), "the backends end with their postmaster", || {
+        eventually(Duration::from_secs(30), "the backends end with their postmaster", || {
             self.act_with(node, "monitor", &[("OCF_RESKEY_CRM_meta_interval", "0")]).code == 7
         });
     }
