@@ -57,10 +57,28 @@ fn a_crashed_primary_with_nothing_of_its_own_comes_back_as_a_standby() {
     cluster.act("pg02", "promote").with(0);
     assert_eq!(cluster.attribute("pg01", "Postgresql-data-status").as_deref(), Some("DISCONNECT"));
     assert_eq!(cluster.sql("pg02", "select count(*) from t"), "1");
-    cluster.act("pg02", "monitor").with(8);
     cluster.act("pg01", "start").with(0);
     follows(&cluster, "pg02", "pg01");
     cluster.settle("pg02", "pg01");
+}
+
+#[test]
+fn a_new_primary_that_dies_before_its_first_monitor_keeps_what_it_wrote() {
+    let cluster = Cluster::pair();
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    assert_eq!(cluster.attribute("pg01", "Postgresql-status").as_deref(), Some("PRI"));
+    // Clients commit, and the old primary, still called one, has not received it.
+    cluster.refuse_replication("pg02");
+    cluster.sql("pg02", "select pg_terminate_backend(pid) from pg_stat_replication");
+    cluster.sql("pg02", "create table t as select 1");
+    cluster.crash("pg02");
+    cluster.act("pg02", "demote").with(0);
+    cluster.act("pg02", "stop").with(0);
+    cluster.act_with("pg02", "start", &[("OCF_RESKEY_rewind", "true")]).with(0);
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("100"));
+    cluster.act("pg02", "promote").with(0);
+    assert_eq!(cluster.sql("pg02", "select count(*) from t"), "1");
 }
 
 #[test]

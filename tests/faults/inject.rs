@@ -44,7 +44,9 @@ pub(crate) async fn strike(cluster: &Cluster, fault: Fault, node: &str) -> Resul
             shell(cluster, node, POSTMASTER, kill).await
         }
         Fault::KillWalreceiver => {
-            let kill = "kill -KILL $(pgrep -P $postmaster -f walreceiver)";
+            // During a switchover there may be none for a moment.
+            let kill = "for _ in $(seq 50); do pid=$(pgrep -P $postmaster -f walreceiver) && break; \
+                        sleep 0.1; done; [ -z \"$pid\" ] || kill -KILL $pid";
             shell(cluster, node, POSTMASTER, kill).await
         }
         Fault::KillPacemakerd => {

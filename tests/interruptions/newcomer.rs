@@ -21,7 +21,8 @@ async fn a_proxy_that_starts_while_the_primary_moves_holds_its_clients_until_it_
     stage.pgbouncers[0].stop();
     let snare = stage.director.hold();
     let mut coordinator = stage.coordinator_without("app01/proxy");
-    tokio::time::timeout(SOON, snare.catches()).await.expect("the primary moves");
+    let moves = tokio::time::timeout(SOON, snare.catches()).await;
+    assert!(moves.is_ok(), "the primary does not move: {}", coordinator.log());
 
     stage.pgbouncers[0].start().await;
     stage.start_agent(place);

@@ -73,6 +73,11 @@ impl Node {
         self.transient.get(&names.score).and_then(|value| Score::parse(value))
     }
 
+    /// Online, with status `PRI`, whatever it claims to hold.
+    pub fn is_called_primary(&self, names: &Names) -> bool {
+        self.online && self.status(names) == Some(Status::Primary)
+    }
+
     pub fn address<'a>(&'a self, names: &Names) -> Option<&'a str> {
         self.transient.get(&names.address).map(String::as_str)
     }
@@ -145,22 +150,15 @@ impl Cib {
         })
     }
 
-    /// The node that is primary, other than `own`: online, with status `PRI`.
+    /// The node that is primary, other than `own`: online, with status `PRI`, and with a claim to hold every
+    /// acknowledged commit. A demoted primary keeps its status until its heir's first monitor; its claim
+    /// ended before the heir's first write.
     ///
     /// `None` when none is, or when several claim to be.
     pub fn primary_other_than<'a>(&'a self, own: &str, names: &Names) -> Option<&'a Node> {
         let mut claiming = self.nodes.values().filter(|node| {
-            node.name != own && node.online && node.status(names) == Some(Status::Primary)
-        });
-        claiming.next().filter(|_| claiming.next().is_none())
-    }
-
-    /// The one online node, other than `own`, that claims to hold every acknowledged commit; `None`
-    /// also when several do.
-    pub fn claimant_other_than<'a>(&'a self, own: &str, names: &Names) -> Option<&'a Node> {
-        let mut claiming = self.nodes.values().filter(|node| {
-            let data = node.data_status(names);
-            node.name != own && node.online && data.is_some_and(DataStatus::is_complete)
+            let complete = node.data_status(names).is_some_and(DataStatus::is_complete);
+            node.name != own && complete && node.is_called_primary(names)
         });
         claiming.next().filter(|_| claiming.next().is_none())
     }
@@ -331,8 +329,6 @@ pub(super) mod tests {
         assert_eq!(first.score(&names), Some(Score::PRIMARY));
         assert_eq!(cib.primary_other_than("pg02", &names), Some(first));
         assert_eq!(cib.primary_other_than("pg01", &names), None);
-        assert_eq!(cib.claimant_other_than("pg02", &names), Some(first));
-        assert_eq!(cib.claimant_other_than("pg01", &names), None);
     }
 
     #[test]

@@ -48,6 +48,8 @@ const BURST: Duration = Duration::from_secs(1);
 /// … this often. crm_mon, which costs a hundred times as much, is asked again only while Postgres
 /// says that it is a primary that is not published yet.
 const BURST_INTERVAL: Duration = Duration::from_millis(20);
+/// A primary that is published already is asked this often: it may have become one anew.
+const PUBLISHED_INTERVAL: Duration = Duration::from_millis(200);
 /// Called with the fencing token of whoever holds the failover lock, at each look.
 pub type TokenSink = Arc<dyn Fn(i64) + Send + Sync>;
 
@@ -77,6 +79,8 @@ pub struct Publisher<R = Processes, P = Postgres> {
     story: Story,
     written_at: Option<Instant>,
     leftover: Leftover,
+    /// When Postgres was asked between looks.
+    asked_at: Option<Instant>,
     /// Who was published and in place, and when that was seen last.
     in_place: Option<(Primary, Instant)>,
 }
@@ -110,6 +114,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             story: Story::default(),
             written_at: None,
             leftover: Leftover::default(),
+            asked_at: None,
             in_place: None,
         };
         (publisher, receiver)
@@ -150,15 +155,22 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
     }
 
     /// Whether Postgres here takes writes on a timeline that was not published when the last look was
-    /// made. A primary that is about to be demoted is none: what is published of it stays true.
-    async fn is_unpublished_primary(&self) -> bool {
+    /// made. A primary that is about to be demoted is none: what is published of it stays true, and
+    /// it is asked less often, since it has better things to do.
+    async fn is_unpublished_primary(&mut self) -> bool {
+        let published = {
+            let latest = self.latest.borrow();
+            let view = latest.stored.as_ref().ok().and_then(|stored| stored.view.as_ref());
+            let primary = view.map(|view| &view.primary);
+            primary.filter(|primary| primary.name == self.options.node).map(|p| p.timeline)
+        };
+        let asked_at = self.asked_at.replace(Instant::now());
+        if published.is_some() && asked_at.is_some_and(|at| at.elapsed() < PUBLISHED_INTERVAL) {
+            self.asked_at = asked_at;
+            return false;
+        }
         let Ok(facts) = self.postgres.facts().await else { return false };
-        let latest = self.latest.borrow();
-        let published = latest.stored.as_ref().ok().and_then(|stored| stored.view.as_ref());
-        let is_published = published.is_some_and(|view| {
-            view.primary.name == self.options.node && view.primary.timeline == facts.timeline
-        });
-        !facts.in_recovery && !is_published
+        !facts.in_recovery && published != Some(facts.timeline)
     }
 
     fn listen(&self) -> Option<UnixDatagram> {

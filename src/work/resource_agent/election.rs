@@ -22,7 +22,7 @@ use crate::{
         cib::{Cib, Node},
         claim::{DataStatus, Score, Status},
         code::OcfCode,
-        election::{Right, right, shutdown_refusal},
+        election::{OwnFiles, Right, StartScore, right, shutdown_refusal, start_score},
         lsn::Position,
         quorum_election::{Answers, Candidate, Election, TooFewSeen, Verdict, best_of},
         settings::Settings,
@@ -37,6 +37,9 @@ const STANDS_STILL: Duration = Duration::from_millis(40);
 
 /// How long to wait before asking again when too few have answered.
 const AGAIN: Duration = Duration::from_millis(300);
+
+/// A server that runs as a standby.
+const A_STANDBY: OwnFiles = OwnFiles { standby_signal: true, fresh_backup: false };
 
 /// Proves that this standby may be promoted, and gets what it lacks from whoever holds more.
 ///
@@ -99,7 +102,8 @@ pub(super) async fn candidacy<R: Run + Clone + 'static>(
     if own.and_then(|own| own.score(agent.names())).is_some_and(Score::allows_promotion) {
         return Ok(());
     }
-    if own.and_then(|own| own.data_status(agent.names())) == Some(DataStatus::Sync) {
+    let data = own.and_then(|own| own.data_status(agent.names()));
+    if data.is_some_and(DataStatus::is_complete) {
         return reclaim(agent, cib, state).await;
     }
     let Right::Election(election) = right(cib, &agent.node, agent.names()) else { return Ok(()) };
@@ -123,7 +127,7 @@ pub(super) async fn candidacy<R: Run + Clone + 'static>(
     Ok(())
 }
 
-/// Takes back the score that goes with the claim of a synchronous standby.
+/// Takes back the score that goes with a claim to every acknowledged commit.
 ///
 /// The primary may have died between the two. And when a node joins while a score is set, Pacemaker's
 /// attribute daemon there can be left with the one before, which it writes for all nodes once it becomes
@@ -135,9 +139,10 @@ async fn reclaim<R: Run + Clone>(
 ) -> Result<(), Failure> {
     let received = agent.received(state.position, state.checkpoint_timeline);
     if shutdown_refusal(cib, &agent.node, agent.names(), received).is_none() {
-        info!(agent.log, "no primary, and the score of this synchronous standby was lost";
-            "event" => "agent.election.reclaim");
-        agent.attributes.set_score(&agent.node, Score::SYNC).await?;
+        let StartScore { score, .. } = start_score(cib, &agent.node, agent.names(), A_STANDBY);
+        info!(agent.log, "no primary, and this node's score does not go with what it holds";
+            "event" => "agent.election.reclaim", "score" => %score);
+        agent.attributes.set_score(&agent.node, score).await?;
     }
     Ok(())
 }

@@ -37,10 +37,7 @@ async fn look<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<(), Failure>
         return primary::duties(agent, &local, state).await;
     }
     let cib = agent.attributes.query().await?;
-    let (node, names) = (&agent.node, agent.names());
-    // Until the first monitor after a promotion the old primary is called one as well: the claim counts.
-    let primary = cib.claimant_other_than(node, names);
-    if let Some(primary) = primary.or_else(|| cib.primary_other_than(node, names)) {
+    if let Some(primary) = cib.primary_other_than(&agent.node, agent.names()) {
         standby::repoint(agent, primary, &state.primary_conninfo)?;
     }
     Ok(())

@@ -17,7 +17,7 @@ use crate::{
     },
     error::chain,
     model::agent::{
-        cib::Cib,
+        cib::{Cib, Node},
         claim::Status,
         code::OcfCode,
         settings::{Settings, SyncName},
@@ -44,7 +44,7 @@ pub(super) async fn duties<R: Run + Clone>(
 ) -> Result<(), Failure> {
     let cib = agent.attributes.query().await?;
     if promote::is_settled(agent, &cib)
-        && let Some(other) = cib.primary_other_than(&agent.node, agent.names())
+        && let Some(other) = another_primary(agent, &cib)
         && cib
             .node(&agent.node)
             .is_some_and(|own| own.status(agent.names()) == Some(Status::Primary))
@@ -84,6 +84,11 @@ pub(super) async fn duties<R: Run + Clone>(
         }
     }
     Ok(())
+}
+
+fn another_primary<'a, R: Run + Clone>(agent: &Agent<R>, cib: &'a Cib) -> Option<&'a Node> {
+    let mut others = cib.nodes.values().filter(|node| node.name != agent.node);
+    others.find(|node| node.is_called_primary(agent.names()))
 }
 
 fn changes_waiting(step: &Step) -> bool {

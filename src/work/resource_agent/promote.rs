@@ -176,8 +176,8 @@ async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Resu
 /// done their work.
 ///
 /// # Errors
-/// When an attribute cannot be set: then the score is not set either, and the next monitor comes here
-/// again.
+/// When the old primary or a mark stays: then the score is not set either, and the next monitor comes
+/// here again.
 pub(super) async fn announce<R: Run + Clone>(
     agent: &Agent<R>,
     cib: &Cib,
@@ -188,7 +188,8 @@ pub(super) async fn announce<R: Run + Clone>(
         unseat(agent, cib),
         forget_stopped(agent, cib),
     );
-    baseline.and(unseated).and(forgotten).map_err(Failure::from)
+    agent.tolerate("master baseline", baseline);
+    unseated.and(forgotten).map_err(Failure::from)
 }
 
 /// Whether a monitor has completed what the promotion began: the score comes last.

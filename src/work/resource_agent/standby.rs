@@ -155,6 +155,11 @@ async fn fail_if_diverged<R: Run + Clone>(
     };
     let Ok(primary) = agent.remote(address, limit).describe().await else {
         // The primary cannot be reached: that is not this standby's fault either.
+        let own = cib.node(&agent.node).and_then(|own| own.data_status(agent.names()));
+        if own == Some(DataStatus::Disconnected) {
+            // A primary that lives has let go of it: nobody waits for a promotion.
+            tell_alone(agent, cib, state).await;
+        }
         return Ok(());
     };
     tell_alone(agent, cib, state).await;
