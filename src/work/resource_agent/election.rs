@@ -129,7 +129,7 @@ pub(super) async fn candidacy<R: Run + Clone + 'static>(
 
 /// Takes back the score that goes with a claim to every acknowledged commit.
 ///
-/// The primary may have died between the two. And when a node joins while a score is set, Pacemaker's
+/// The primary may have died after it wrote the claim and before the score. And when a node joins while a score is set, Pacemaker's
 /// attribute daemon there can be left with the one before, which it writes for all nodes once it becomes
 /// their writer (seen with 3.0.0): nobody would be promoted until the old primary is back.
 async fn reclaim<R: Run + Clone>(
