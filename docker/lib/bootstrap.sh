@@ -14,9 +14,7 @@ pacemaker_is_ready() {
     && [ "$(grep -c '<node name="pg0[123]".* online="true"' "$work_dir/crm_mon.xml")" = 3 ]
 }
 
-# With an older schema every crm_mon has to convert the whole CIB first, which takes it three times as long.
 configure_pacemaker() {
-  in_node pg01 cibadmin --upgrade --force || return 1
   fill cib.xml pg01 | in_node pg01 cibadmin --modify --allow-create --scope configuration --xml-pipe
 }
 

@@ -9,7 +9,8 @@ fill() {
   sed -e "s|@NODE@|$node|g" -e "s|@ADDRESS@|$(address "$node")|g" \
     -e "s|@PG01@|$(address pg01)|g" -e "s|@PG02@|$(address pg02)|g" -e "s|@PG03@|$(address pg03)|g" \
     -e "s|@CLUSTER@|$cluster|g" -e "s|@SUBNET@|$subnet|g" -e "s|@VERSION@|$postgres_version|g" \
-    -e "s|@HOST_MAP@|$host_map|g" -e "s|@REP_MODE@|${wanted_mode:-sync}|g" "$root/docker/seeds/$seed"
+    -e "s|@CIB_SCHEMA@|$cib_schema|g" -e "s|@HOST_MAP@|$host_map|g" -e "s|@REP_MODE@|${wanted_mode:-sync}|g" \
+    "$root/docker/seeds/$seed"
 }
 
 # The secrets of one cluster, made anew for each.

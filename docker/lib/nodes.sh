@@ -74,9 +74,10 @@ make_node() {
   if [ "$node" != app01 ]; then
     # Fencing kills a container through this.
     options+=(--volume "${DOCKER_SOCKET:-/var/run/docker.sock}:/run/docker.sock")
-    # Data on the host's own file system: a container's layered one is slow to sync.
+    # Data and logs on the host's own file system: a container's layered one is slow to write.
     data=$(data_volume "$node") || return 1
-    options+=(--volume "$data/var/lib/postgresql" --volume /var/lib/etcd --volume /var/lib/pacemaker)
+    options+=(--volume "$data/var/lib/postgresql" --volume /var/lib/etcd --volume /var/lib/pacemaker \
+      --volume /var/log)
   elif [ "$cluster" = pgcm ]; then
     options+=(--publish 127.0.0.1:6432:6432)
   fi
@@ -148,6 +149,10 @@ make_nodes() {
   local hosts
   cgroup_version=$(docker info --format '{{.CgroupVersion}}' 2> /dev/null)
   postgres_version=$(docker run --rm --entrypoint ls "$image" /usr/lib/postgresql)
+  # The newest that Pacemaker knows. A daemon that upgrades an older one keeps every schema in between in memory, and
+  # goes through that memory at each write of the CIB.
+  cib_schema=$(docker run --rm --entrypoint ls "$image" /usr/share/pacemaker | sed -n 's/^\(pacemaker-[0-9.]*\)\.rng$/\1/p' \
+    | sort -V | tail -n 1)
   make_network
   make_secrets
   share_usr
