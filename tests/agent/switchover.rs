@@ -53,6 +53,18 @@ fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
     eprintln!("monitor {:?}", begun.elapsed());
 }
 
+/// A Pacemaker that is restarted in maintenance mode forgets them, while Postgres goes on.
+#[test]
+fn a_switchover_is_proven_although_pacemaker_forgot_all_transient_attributes() {
+    let cluster = Cluster::pair();
+    cluster.forget_transient_attributes();
+    cluster.act("pg02", "monitor").with(0);
+    cluster.settle("pg01", "pg02");
+    attributes(&cluster, "pg02", "HS:sync", "STREAMING|SYNC", "100");
+    let demoted = cluster.act("pg01", "demote").with(0);
+    assert!(demoted.stderr.contains("agent.demote.proven"), "{}", demoted.stderr);
+}
+
 /// A promotion in which writes of claims take half a second, with the calls of Pacemaker's tools; each
 /// shows the history of the new timeline as it was then, which is there once the promotion has begun.
 fn slow_promotion(cluster: &Cluster, node: &str, timeline: &str) -> Vec<String> {

@@ -8,7 +8,7 @@ use tokio::time::{Instant, sleep};
 
 use super::{
     context::{Agent, Failure},
-    promote, slots,
+    promote, slots, start,
 };
 use crate::{
     edge::{
@@ -43,6 +43,7 @@ pub(super) async fn duties<R: Run + Clone>(
     mut state: State,
 ) -> Result<(), Failure> {
     let cib = agent.attributes.query().await?;
+    start::restore_address(agent, &cib).await;
     if promote::is_settled(agent, &cib)
         && let Some(other) = another_primary(agent, &cib)
         && cib

@@ -7,7 +7,7 @@ use slog::{info, warn};
 
 use super::{
     context::{Agent, Failure},
-    election, slots,
+    election, slots, start,
 };
 use crate::{
     edge::{
@@ -46,6 +46,7 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
             return Ok(());
         }
     };
+    start::restore_address(agent, &cib).await;
     let primary = cib.primary_other_than(&agent.node, agent.names());
     if let Some(primary) = primary
         && repoint(agent, primary, &state.primary_conninfo)?

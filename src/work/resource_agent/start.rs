@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use slog::info;
+use slog::{info, warn};
 use tokio::time::{Instant, sleep};
 
 use super::{
@@ -12,6 +12,7 @@ use super::{
 use crate::{
     edge::command::Run,
     model::agent::{
+        cib::Cib,
         claim::{DataStatus, Status},
         code::OcfCode,
         condition::Condition,
@@ -95,6 +96,19 @@ fn own_files<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> OwnFile
     OwnFiles {
         standby_signal: agent.postmaster.has("standby.signal") || control.was_standby(),
         fresh_backup: agent.postmaster.has("backup_label"),
+    }
+}
+
+/// Tells this node's address again when the CIB lost it, as it does when Pacemaker is restarted in
+/// maintenance mode: without it no switchover can be proven, and no standby finds its primary.
+pub(super) async fn restore_address<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+    if cib.node(&agent.node).is_none_or(|own| own.address(agent.names()).is_some()) {
+        return;
+    }
+    match agent.own_address().await {
+        Ok(address) => publish_address(agent, &address.to_string()).await,
+        Err(failure) => warn!(agent.log, "cannot tell this node's address";
+            "event" => "agent.monitor.address", "error" => failure.reason),
     }
 }
 
