@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::{
-    command::{Call, CommandError, Run},
+    command::{CommandError, Run},
     identity::Identity,
 };
 use crate::model::agent::{
@@ -277,14 +277,11 @@ impl<R: Run> Remote<R> {
     ) -> Result<String, SqlError> {
         let seconds = self.limit.as_secs().max(2);
         let conninfo = format!("{} {options} connect_timeout={seconds}", self.conninfo);
-        let home = format!("HOME={}", self.user.home.display());
         let verbosity = format!("VERBOSITY={verbosity}");
-        let args = [&home, &self.psql, "-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
-        let mut call = Call::new("env", &args.map(|arg| arg), self.limit);
-        call.run_as = self.user.run_as();
+        let args = ["-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
         let output = self
             .run
-            .run(call)
+            .run(self.user.call(&self.psql, &args, self.limit))
             .await
             .map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
         if !output.success() {

@@ -6,17 +6,14 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
-use tokio::io::AsyncWriteExt;
 
-/// One process to run to its end.
+/// One process to run to its end, in the root directory: whoever it runs as may be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     pub program: String,
     pub args: Vec<String>,
-    /// Written to the process's standard input, which is then closed.
-    pub stdin: Option<String>,
-    /// Runs as this user and group, when given (needs root).
-    pub run_as: Option<(u32, u32)>,
+    /// Added to the environment.
+    pub variables: Vec<(String, String)>,
     /// The process is killed when it has not ended by then.
     pub limit: Duration,
 }
@@ -27,8 +24,7 @@ impl Call {
         Self {
             program: program.to_owned(),
             args: args.iter().map(|&arg| arg.to_owned()).collect(),
-            stdin: None,
-            run_as: None,
+            variables: Vec::new(),
             limit,
         }
     }
@@ -101,24 +97,14 @@ impl Run for Processes {
         let mut command = tokio::process::Command::new(&program);
         command
             .args(&call.args)
-            .stdin(if call.stdin.is_some() { Stdio::piped() } else { Stdio::null() })
+            .envs(call.variables)
+            .current_dir("/")
+            .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .kill_on_drop(true);
-        if let Some((uid, gid)) = call.run_as {
-            command.uid(uid).gid(gid);
-        }
-        let mut child = command.spawn().map_err(|source| not_started(&program, source))?;
-        let stdin = child.stdin.take().zip(call.stdin);
-        let work = async {
-            if let Some((mut pipe, text)) = stdin {
-                // A process that does not read all of its input says why in its status.
-                let _ = pipe.write_all(text.as_bytes()).await;
-                drop(pipe);
-            }
-            child.wait_with_output().await
-        };
-        match tokio::time::timeout(call.limit, work).await {
+        let child = command.spawn().map_err(|source| not_started(&program, source))?;
+        match tokio::time::timeout(call.limit, child.wait_with_output()).await {
             Err(_) => Err(CommandError::TimedOut { program, limit: call.limit }),
             Ok(Err(source)) => Err(CommandError::Lost { program, source }),
             Ok(Ok(output)) => Ok(Output {

@@ -1,8 +1,10 @@
 //! The operating system user that Postgres runs as.
 
-use std::{io, path::PathBuf};
+use std::{io, path::PathBuf, time::Duration};
 
 use nix::unistd::{Gid, Uid, User, getegid, geteuid, setegid, seteuid};
+
+use super::command::Call;
 
 /// A user, looked up once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,9 +42,23 @@ impl Identity {
         }
     }
 
-    /// How a process is to be started as this user; `None` when we are that user already.
-    pub fn run_as(&self) -> Option<(u32, u32)> {
-        (geteuid().as_raw() != self.uid).then_some((self.uid, self.gid))
+    /// A call of `program` as this user, in all its groups: those may be what lets it read the key of the
+    /// server's certificate.
+    pub fn call(&self, program: &str, args: &[&str], limit: Duration) -> Call {
+        let home = ("HOME".to_owned(), self.home.display().to_string());
+        let mut call = if self.is_effective() {
+            Call::new(program, args, limit)
+        } else {
+            let (uid, gid) = (format!("--reuid={}", self.name), format!("--regid={}", self.gid));
+            let drop = [uid.as_str(), gid.as_str(), "--init-groups", program];
+            Call::new("setpriv", &[&drop, args].concat(), limit)
+        };
+        call.variables = vec![home, ("LC_ALL".to_owned(), "C".to_owned())];
+        call
+    }
+
+    fn is_effective(&self) -> bool {
+        geteuid().as_raw() == self.uid
     }
 
     /// Does `work` with this user's rights, for peer authentication and for looking into `/proc`
@@ -50,7 +66,7 @@ impl Identity {
     ///
     /// The whole process changes its effective user meanwhile: `work` must not start processes.
     pub fn assume<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
-        if self.run_as().is_none() {
+        if self.is_effective() {
             return Ok(work());
         }
         let (uid, gid) = (geteuid(), getegid());

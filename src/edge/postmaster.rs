@@ -14,7 +14,7 @@ use nix::{
 use tokio::time::Instant;
 
 use super::{
-    command::{Call, CommandError, Output, Run},
+    command::{CommandError, Output, Run},
     files::{self, FileError},
     identity::Identity,
 };
@@ -61,7 +61,7 @@ pub enum PostmasterError {
     },
 }
 
-/// How long it may take from pg_ctl to the postmaster's first sign of life.
+/// How long it may take the postmaster to show its first sign of life.
 const SHOWS_UP: Duration = Duration::from_secs(5);
 
 /// One data directory and the programs that serve it.
@@ -199,9 +199,14 @@ impl<R: Run> Postmaster<R> {
         }
         options.push(' ');
         options.push_str(&self.start_options);
-        let log = self.logfile.display().to_string();
-        let args = ["-W", "-s", "-D", &self.data(), "-l", &log, "-o", &options, "start"];
-        self.tool("pg_ctl", &args, limit).await?;
+        // What pg_ctl does, without the `postgres -V` that it asks first: clients wait for a primary that
+        // comes back as a standby.
+        let script = format!(
+            r#"umask 077; exec setsid --fork "$0" -D "$1" {options} < /dev/null >> "$2" 2>&1"#
+        );
+        let (postgres, log) = (self.program("postgres"), self.logfile.display().to_string());
+        let args = ["-c", &script, &postgres, &self.data(), &log];
+        Self::succeeded("sh", self.run_as_user("sh", &args, limit).await?)?;
         let deadline = Instant::now() + limit.min(SHOWS_UP);
         while !matches!(self.process()?.0, Process::Running(_)) {
             if Instant::now() >= deadline {
@@ -268,12 +273,12 @@ impl<R: Run> Postmaster<R> {
     /// # Errors
     /// [`PostmasterError::Exit`] with the server's words when its configuration cannot be read.
     pub async fn setting(&self, setting: &str, limit: Duration) -> Result<String, PostmasterError> {
-        // The options are text for a shell, as pg_ctl gives it to one.
+        // The options are text for a shell, as in `start`.
         let script = format!(r#"exec "$0" "$@" {}"#, self.start_options);
         let config = format!("config_file={}", self.config_file.display());
         let (postgres, data) = (self.program("postgres"), self.data());
-        let args = ["sh", "-c", &script, &postgres, "-D", &data, "-C", setting, "-c", &config];
-        let output = self.run_as_user(&args, limit).await?;
+        let args = ["-c", &script, &postgres, "-D", &data, "-C", setting, "-c", &config];
+        let output = self.run_as_user("sh", &args, limit).await?;
         Ok(Self::succeeded("postgres", output)?.stdout.trim().to_owned())
     }
 
@@ -393,18 +398,16 @@ impl<R: Run> Postmaster<R> {
         args: &[&str],
         limit: Duration,
     ) -> Result<Output, PostmasterError> {
-        let path = self.program(program);
-        let mut all = vec![path.as_str()];
-        all.extend(args);
-        self.run_as_user(&all, limit).await
+        self.run_as_user(&self.program(program), args, limit).await
     }
 
-    async fn run_as_user(&self, argv: &[&str], limit: Duration) -> Result<Output, PostmasterError> {
-        let home = format!("HOME={}", self.user.home.display());
-        let mut all = vec!["-C", "/", "LC_ALL=C", &home];
-        all.extend(argv);
-        let mut call = Call::new("env", &all, limit);
-        call.run_as = self.user.run_as();
+    async fn run_as_user(
+        &self,
+        program: &str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<Output, PostmasterError> {
+        let call = self.user.call(program, args, limit);
         self.run.run(call).await.map_err(PostmasterError::Command)
     }
 

@@ -40,6 +40,18 @@ fn ahead_of_the_heir() -> Cluster {
     cluster
 }
 
+/// Debian's own configuration serves TLS with a key that only the group ssl-cert may read.
+#[test]
+fn a_server_is_started_in_all_groups_of_its_user() {
+    let cluster = Cluster::pair();
+    cluster.act("pg02", "stop").with(0);
+    let key = "ssl = on\nssl_cert_file = '/etc/ssl/certs/ssl-cert-snakeoil.pem'\n\
+               ssl_key_file = '/etc/ssl/private/ssl-cert-snakeoil.key'";
+    cluster.configure("pg02", key);
+    cluster.act("pg02", "start").with(0);
+    assert_eq!(cluster.sql("pg02", "show ssl"), "on");
+}
+
 #[test]
 fn a_standby_that_replayed_more_than_the_new_primary_is_rewound_though_its_wal_has_no_end() {
     let mut cluster = ahead_of_the_heir();

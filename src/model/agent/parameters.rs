@@ -58,7 +58,7 @@ pub const DOCUMENTED: &[Documented] = &[
         "string",
         "",
         "Directory of the server programs",
-        "Where postgres, pg_ctl, \
+        "Where postgres, \
         pg_controldata, pg_rewind, pg_waldump and psql are. Empty: Debian's directory for the major \
         version in PG_VERSION when it exists, else PATH.",
     ),
@@ -101,7 +101,7 @@ pub const DOCUMENTED: &[Documented] = &[
         "",
         "Options of the server",
         "Further command line options \
-        for the server, as given to pg_ctl -o.",
+        for the server, as text for a shell.",
     ),
     documented(
         "address",

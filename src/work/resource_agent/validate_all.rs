@@ -30,8 +30,8 @@ use crate::{
 };
 
 /// The server's programs that the agent calls.
-const SERVER_PROGRAMS: [&str; 6] =
-    ["postgres", "pg_ctl", "pg_controldata", "pg_rewind", "pg_waldump", "psql"];
+const SERVER_PROGRAMS: [&str; 5] =
+    ["postgres", "pg_controldata", "pg_rewind", "pg_waldump", "psql"];
 
 /// Pacemaker's programs that the agent calls.
 const CLUSTER_PROGRAMS: [&str; 4] = ["cibadmin", "crm_attribute", "attrd_updater", "crm_node"];
