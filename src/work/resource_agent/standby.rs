@@ -62,7 +62,10 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
         return Ok(());
     }
     let Some(primary) = primary else {
-        tell_alone(agent, &cib, state).await;
+        // A demoted primary is called one until its heir's first monitor: clients may be waiting for that.
+        if !cib.nodes.values().any(|node| node.is_called_primary(agent.names())) {
+            tell_alone(agent, &cib, state).await;
+        }
         return election::candidacy(agent, &cib, state).await;
     };
     match primary.address(agent.names()) {
