@@ -74,10 +74,9 @@ make_node() {
   if [ "$node" != app01 ]; then
     # Fencing kills a container through this.
     options+=(--volume "${DOCKER_SOCKET:-/var/run/docker.sock}:/run/docker.sock")
-    # Data and logs on the host's own file system: a container's layered one is slow to write.
+    # On the host's own file system: a container's layered one is slow, to write above all.
     data=$(data_volume "$node") || return 1
-    options+=(--volume "$data/var/lib/postgresql" --volume /var/lib/etcd --volume /var/lib/pacemaker \
-      --volume /var/log)
+    options+=(--volume /var --volume "$data/var/lib/postgresql")
   elif [ "$cluster" = pgcm ]; then
     options+=(--publish 127.0.0.1:6432:6432)
   fi

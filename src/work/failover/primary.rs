@@ -21,6 +21,9 @@ use crate::{
 
 /// A move is not begun with less than this to go.
 const LEAST_MOVE: Duration = Duration::from_millis(500);
+/// Clients that were let go open connections now. Pacemaker's next plan, which the constraint's end starts,
+/// can wait for them.
+const CLIENTS_FIRST: Duration = Duration::from_millis(300);
 /// Pause between two tries to learn who is primary.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -198,7 +201,12 @@ impl Failover {
 
     /// The constraint goes, then the lock.
     pub(super) async fn unmigrate(&self) -> Result<(), Trouble> {
-        let (mut dirty, _) = tokio::join!(self.clear_constraint(), self.note("unmigrate"));
+        sleep(CLIENTS_FIRST).await;
+        let clear = async {
+            self.clear_own_constraint().await;
+            self.clear_constraint().await
+        };
+        let (mut dirty, _) = tokio::join!(clear, self.note("unmigrate"));
         dirty.extend(self.release_lock().await);
         match dirty.into_iter().next() {
             None => Ok(()),
@@ -219,7 +227,18 @@ impl Failover {
         dirty
     }
 
-    /// Takes the constraint away. While a move may still be on its way, only the agent that was
+    /// Lets the agent that made the constraint take it away; of the others each would have to look for it.
+    async fn clear_own_constraint(&self) {
+        let Ok(before) = self.primary_before() else { return };
+        let agents = supervises(&self.state().agents, &[&before.name]);
+        let Some(agent) = agents.first() else { return };
+        let limit = self.options.resume_timeout / 2;
+        if agent.peer.unmigrate(self.attempt(), limit).await.is_ok() {
+            self.state().constraint_removed = true;
+        }
+    }
+
+    /// Takes the constraint away, whoever can. While a move may still be on its way, only the agent that was
     /// asked for it can stop it; the others may look before its constraint has landed.
     async fn clear_constraint(&self) -> Vec<Dirt> {
         if !self.state().may_have_constraint() {
