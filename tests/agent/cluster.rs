@@ -142,6 +142,7 @@ impl Cluster {
         let cluster = Self::new();
         cluster.act("pg01", "start").with(0);
         cluster.act("pg01", "promote").with(0);
+        cluster.act("pg01", "monitor").with(8);
         cluster.add("pg02");
         cluster.settle("pg01", "pg02");
         cluster

@@ -41,6 +41,8 @@ fn follows(cluster: &Cluster, primary: &str, node: &str) {
         "select count(*) from pg_stat_replication where application_name = '{node}' \
          and state = 'streaming'"
     );
+    // After a promotion Pacemaker runs it at once.
+    cluster.act(primary, "monitor").with(8);
     eventually(SECONDS, &format!("{node} streams from {primary}"), || {
         cluster.act(node, "monitor").with(0);
         cluster.sql(primary, &query) == "1"

@@ -174,6 +174,7 @@ fn lonely_primary() -> Cluster {
     let cluster = Cluster::new();
     cluster.act("pg01", "start").with(0);
     cluster.act("pg01", "promote").with(0);
+    cluster.act("pg01", "monitor").with(8);
     cluster
 }
 

@@ -92,7 +92,7 @@ fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() 
         cluster.attribute("pg02", "Postgresql-data-status").as_deref(),
         Some("STREAMING|SYNC")
     );
-    assert_eq!(calls.len(), 4, "clients wait for each of these: {calls:#?}");
+    assert_eq!(calls.len(), 3, "clients wait for each of these: {calls:#?}");
     assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("-INFINITY"));
 
     cluster.act("pg02", "monitor").with(8);
@@ -189,7 +189,7 @@ fn a_notified_standby_follows_the_new_primary_at_once() {
     cluster.add("pg03");
     follows(&cluster, "pg01", "pg03");
     cluster.act("pg01", "demote").with(0);
-    cluster.act("pg02", "promote").with(0);
+    cluster.act_with("pg02", "promote", &[("OCF_RESKEY_CRM_meta_notify", "true")]).with(0);
     let post = [
         ("OCF_RESKEY_CRM_meta_notify_type", "post"),
         ("OCF_RESKEY_CRM_meta_notify_operation", "promote"),

@@ -313,6 +313,11 @@ pub fn is_probe(env: &BTreeMap<String, String>) -> bool {
     milliseconds(env, "OCF_RESKEY_CRM_meta_interval").is_none_or(|interval| interval.is_zero())
 }
 
+/// Whether the other instances are notified of actions (meta attribute `notify`).
+pub fn is_notified(env: &BTreeMap<String, String>) -> bool {
+    env.get("OCF_RESKEY_CRM_meta_notify").is_some_and(|value| value == "true")
+}
+
 fn milliseconds(env: &BTreeMap<String, String>, name: &str) -> Option<Duration> {
     env.get(name)?.trim().parse().ok().map(Duration::from_millis)
 }

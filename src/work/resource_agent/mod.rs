@@ -35,7 +35,7 @@ use crate::{
     model::agent::{
         code::OcfCode,
         condition::Process,
-        parameters::{Parameters, budget, is_probe},
+        parameters::{Parameters, budget, is_notified, is_probe},
     },
 };
 
@@ -100,7 +100,7 @@ async fn dispatch(
     match action {
         "start" => start::run(&agent).await,
         "stop" => stop::run(&agent).await,
-        "promote" => promote::run(&agent).await,
+        "promote" => promote::run(&agent, is_notified(env)).await,
         "demote" => demote::run(&agent).await,
         "notify" => notify::run(&agent, env).await,
         "validate-all" => validate_all::run(&agent, env).await,

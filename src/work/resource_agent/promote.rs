@@ -35,7 +35,10 @@ const SLOT_SYNC: Duration = Duration::from_millis(50);
 ///
 /// What else the CIB should say of a primary is left to its first monitor, which Pacemaker runs at once:
 /// here clients wait.
-pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
+pub(super) async fn run<R: Run + Clone + 'static>(
+    agent: &Agent<R>,
+    is_notified: bool,
+) -> Result<OcfCode, Failure> {
     let (process, _) = agent.postmaster.process()?;
     if matches!(process, Process::Gone | Process::Orphans) {
         return Err(Failure::new(OcfCode::NotRunning, "Postgres does not run, cannot be promoted"));
@@ -66,11 +69,13 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     take_over_claims(agent, &cib, &ends).await?;
     info!(agent.log, "promoting"; "event" => "agent.promote.begin", "from" => %state.replayed);
     local.promote().await?;
-    let (promoted, (), ()) = tokio::join!(
-        until_writable(agent, &local),
-        tell_status(agent),
-        end_scores_of_others(agent, &ends)
-    );
+    let told = async {
+        if is_notified {
+            tell_status(agent).await;
+        }
+    };
+    let (promoted, (), ()) =
+        tokio::join!(until_writable(agent, &local), told, end_scores_of_others(agent, &ends));
     promoted?;
     agent.poke();
     Ok(OcfCode::Success)
@@ -147,7 +152,8 @@ async fn end_scores_of_others<R: Run + Clone>(agent: &Agent<R>, ends: &Revocatio
     }
 }
 
-/// Lets nodes that start now find their primary.
+/// Lets the standbys that are notified of this promotion find their primary. Others find it after the first
+/// monitor.
 async fn tell_status<R: Run + Clone>(agent: &Agent<R>) {
     let name = &agent.names().status;
     let told = agent.attributes.set(&agent.node, name, Status::Primary.as_str()).await;
