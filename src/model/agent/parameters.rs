@@ -315,7 +315,7 @@ pub fn is_probe(env: &BTreeMap<String, String>) -> bool {
 
 /// Whether the other instances are notified of actions (meta attribute `notify`).
 pub fn is_notified(env: &BTreeMap<String, String>) -> bool {
-    env.get("OCF_RESKEY_CRM_meta_notify").is_some_and(|value| value == "true")
+    env.get("OCF_RESKEY_CRM_meta_notify").and_then(|value| truth(value)).unwrap_or(false)
 }
 
 fn milliseconds(env: &BTreeMap<String, String>, name: &str) -> Option<Duration> {
@@ -353,10 +353,16 @@ fn parsed<T: std::str::FromStr>(
 }
 
 fn boolean(env: &BTreeMap<String, String>, name: &'static str) -> Result<bool, BadParameter> {
-    match text(env, name).to_ascii_lowercase().as_str() {
-        "true" | "yes" | "on" | "1" | "y" => Ok(true),
-        "false" | "no" | "off" | "0" | "n" => Ok(false),
-        other => Err(bad(name, other, "true or false")),
+    let value = text(env, name);
+    truth(value).ok_or_else(|| bad(name, value, "true or false"))
+}
+
+/// A truth as Pacemaker reads it.
+fn truth(value: &str) -> Option<bool> {
+    match value.to_ascii_lowercase().as_str() {
+        "true" | "yes" | "on" | "1" | "y" => Some(true),
+        "false" | "no" | "off" | "0" | "n" => Some(false),
+        _ => None,
     }
 }
 
