@@ -46,8 +46,12 @@ pub(crate) async fn strike(cluster: &Cluster, fault: Fault, node: &str) -> Resul
         Fault::KillWalreceiver => {
             // During a switchover there may be none for a moment.
             let kill = "for _ in $(seq 50); do pid=$(pgrep -P $postmaster -f walreceiver) && break; \
-                        sleep 0.1; done; [ -z \"$pid\" ] || kill -KILL $pid";
-            shell(cluster, node, POSTMASTER, kill).await
+                        sleep 0.1; done; if [ -n \"$pid\" ]; then kill -KILL $pid; else echo none; fi";
+            let ended = shell(cluster, node, POSTMASTER, kill).await;
+            if ended.stdout.trim() == "none" {
+                println!("nothing was struck: {node} had no walreceiver");
+            }
+            ended
         }
         Fault::KillPacemakerd => {
             shell(cluster, node, "", "kill -KILL $(pgrep -x pacemakerd)").await

@@ -307,7 +307,11 @@ impl Stage {
         if self.is_locked().await || self.director.has_constraint() {
             return Err("the lock or the constraint is there".to_owned());
         }
-        Ok(())
+        // Whatever an operator would see before the next failover, agents that are not healthy yet among it.
+        match &self.status().await?["problems"] {
+            Value::Array(problems) if problems.is_empty() => Ok(()),
+            problems => Err(format!("`pgcm status` tells {problems}")),
+        }
     }
 
     /// Every PgBouncer points at `primary`, and none is paused.

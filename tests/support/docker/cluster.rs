@@ -19,7 +19,7 @@ const EXEC_LIMIT: Duration = Duration::from_secs(120);
 #[derive(Debug)]
 pub(crate) struct Ended {
     pub(crate) status: i32,
-    stdout: String,
+    pub(crate) stdout: String,
     stderr: String,
 }
 
