@@ -1,32 +1,21 @@
 //! etcd: reads, compare-and-swap, leases and wake-ups, all below one namespace.
 //!
-//! There is one client for each member, tried in turn: a client that balances over all members keeps
-//! picking dead ones (grpc/grpc-rust#2859). Every call has a limit, and asks for a member that
-//! sees a leader, so that a partitioned one never answers from the past.
+//! Every call has a limit, and asks for a member that sees a leader, so that a partitioned one never
+//! answers from the past.
 
-use std::{
-    convert::Infallible,
-    sync::{
-        PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
-    time::Duration,
-};
+mod members;
+
+use std::{convert::Infallible, time::Duration};
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, GetOptions, PutOptions, SortOrder, SortTarget, Txn,
-    TxnOp, TxnOpResponse, WatchOptions,
+    Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
+    WatchOptions,
 };
 use slog::{Logger, debug};
-use tokio::{
-    sync::{Mutex, Notify},
-    time::{Instant, timeout},
-};
+use tokio::sync::Notify;
 
+use self::members::Members;
 use crate::error::chain;
-
-/// A member that did not answer is asked last for so long: a lost machine must not cost each call its limit.
-const SUSPECT: Duration = Duration::from_secs(5);
 
 /// How to reach etcd.
 #[derive(Debug, Clone)]
@@ -111,49 +100,20 @@ pub enum Swap {
 
 /// A connection to etcd. Cheap to share; connects when it is first used.
 pub struct Etcd {
-    options: EtcdOptions,
-    members: Vec<Member>,
-    /// Index of the member that answered last.
-    preferred: AtomicUsize,
-}
-
-struct Member {
-    endpoint: String,
-    client: Mutex<Option<Client>>,
-    /// When it last left a call or a watch without an answer, if nothing came from it since.
-    failed_at: std::sync::Mutex<Option<Instant>>,
-}
-
-impl Member {
-    fn note(&self, failed_at: Option<Instant>) {
-        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
-    }
-
-    /// Whether it is likely to cost a call its whole limit.
-    fn is_suspect(&self) -> bool {
-        let failed_at = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
-        failed_at.is_some_and(|at| at.elapsed() < SUSPECT)
-    }
+    namespace: String,
+    members: Members,
 }
 
 impl Etcd {
     pub fn new(options: EtcdOptions) -> Self {
-        let members = options
-            .endpoints
-            .iter()
-            .map(|endpoint| Member {
-                endpoint: endpoint.clone(),
-                client: Mutex::new(None),
-                failed_at: std::sync::Mutex::default(),
-            })
-            .collect();
-        Self { options, members, preferred: AtomicUsize::new(0) }
+        Self { namespace: options.namespace.clone(), members: Members::of(options) }
     }
 
     /// The value of one key, read through consensus.
     pub async fn get(&self, key: &str) -> Result<Option<Entry>, EtcdError> {
         let full = self.full(key);
         let response = self
+            .members
             .call("read a key", |mut client| {
                 let full = full.clone();
                 async move { client.get(full, None).await }
@@ -167,6 +127,7 @@ impl Etcd {
         let gets: Vec<TxnOp> = keys.iter().map(|key| TxnOp::get(self.full(key), None)).collect();
         let txn = Txn::new().and_then(gets);
         let response = self
+            .members
             .call("read keys", |mut client| {
                 let txn = txn.clone();
                 async move { client.txn(txn).await }
@@ -187,6 +148,7 @@ impl Etcd {
     pub async fn get_prefix(&self, prefix: &str) -> Result<Snapshot, EtcdError> {
         let full = self.full(prefix);
         let response = self
+            .members
             .call("read keys", |mut client| {
                 let full = full.clone();
                 async move { client.get(full, Some(GetOptions::new().with_prefix())).await }
@@ -200,6 +162,7 @@ impl Etcd {
     pub async fn get_last(&self, prefix: &str, count: u32) -> Result<Vec<Entry>, EtcdError> {
         let full = self.full(prefix);
         let response = self
+            .members
             .call("read keys", |mut client| {
                 let options = GetOptions::new()
                     .with_prefix()
@@ -239,6 +202,7 @@ impl Etcd {
         let compares: Vec<Compare> = expect.iter().map(|&(key, e)| self.compare(key, e)).collect();
         let txn = Txn::new().when(compares).and_then(operations);
         let response = self
+            .members
             .call(what, |mut client| {
                 let txn = txn.clone();
                 async move { client.txn(txn).await }
@@ -255,10 +219,11 @@ impl Etcd {
     pub async fn grant(&self, ttl: Duration) -> Result<i64, EtcdError> {
         let seconds = i64::try_from(ttl.as_secs().max(1)).unwrap_or(i64::MAX);
         let granted =
-            self.call("grant a lease", |mut client| async move {
-                client.lease_grant(seconds, None).await
-            })
-            .await?;
+            self.members
+                .call("grant a lease", |mut client| async move {
+                    client.lease_grant(seconds, None).await
+                })
+                .await?;
         Ok(granted.id())
     }
 
@@ -268,6 +233,7 @@ impl Etcd {
     /// [`EtcdError::LeaseGone`] when the lease has ended: whatever stood under it is lost.
     pub async fn renew(&self, lease: i64) -> Result<Duration, EtcdError> {
         let left = self
+            .members
             .call("renew a lease", |mut client| async move {
                 let (mut keeper, mut answers) = match client.lease_keep_alive(lease).await {
                     Ok(begun) => begun,
@@ -292,6 +258,7 @@ impl Etcd {
     /// Ends a lease, and with it every key under it. A lease that is gone already is fine.
     pub async fn revoke(&self, lease: i64) -> Result<(), EtcdError> {
         let revoked = self
+            .members
             .call("revoke a lease", |mut client| async move { client.lease_revoke(lease).await })
             .await;
         match revoked {
@@ -323,6 +290,7 @@ impl Etcd {
     async fn watch_once(&self, prefix: &str, wake: &Notify) -> Result<(), EtcdError> {
         let full = self.full(prefix);
         let (member, mut stream) = self
+            .members
             .call_some("watch keys", |mut client| {
                 let full = full.clone();
                 async move { client.watch(full, Some(WatchOptions::new().with_prefix())).await }
@@ -337,81 +305,12 @@ impl Etcd {
             }
         };
         // The member may be the one in trouble.
-        member.note(Some(Instant::now()));
+        member.has_failed();
         ended
     }
 
-    /// Asks one member after the other until one answers.
-    async fn call<T, F>(
-        &self,
-        what: &'static str,
-        request: impl Fn(Client) -> F,
-    ) -> Result<T, EtcdError>
-    where
-        F: Future<Output = Result<T, etcd_client::Error>>,
-    {
-        self.call_some(what, request).await.map(|(_, value)| value)
-    }
-
-    /// The same, and says who answered. Whoever failed just now is asked last.
-    async fn call_some<T, F>(
-        &self,
-        what: &'static str,
-        request: impl Fn(Client) -> F,
-    ) -> Result<(&Member, T), EtcdError>
-    where
-        F: Future<Output = Result<T, etcd_client::Error>>,
-    {
-        let first = self.preferred.load(Ordering::Relaxed);
-        let count = self.members.len();
-        let mut turns: Vec<usize> = (first..first + count).map(|turn| turn % count).collect();
-        turns.sort_by_key(|&index| self.members[index].is_suspect());
-        let mut tried = Vec::new();
-        for index in turns {
-            let member = &self.members[index];
-            let attempt = async { request(self.client(member).await?).await };
-            match timeout(self.options.call_timeout, attempt).await {
-                Ok(Ok(value)) => {
-                    member.note(None);
-                    self.preferred.store(index, Ordering::Relaxed);
-                    return Ok((member, value));
-                }
-                Ok(Err(source)) if !worth_another_member(&source) => {
-                    return Err(EtcdError::Refused { what, source });
-                }
-                Ok(Err(error)) => tried.push(format!("{}: {}", member.endpoint, chain(&error))),
-                Err(_) => tried.push(format!(
-                    "{}: no answer within {:?}",
-                    member.endpoint, self.options.call_timeout
-                )),
-            }
-            member.note(Some(Instant::now()));
-            // A connection that failed is not used again.
-            *member.client.lock().await = None;
-        }
-        Err(EtcdError::Unreachable { tried })
-    }
-
-    async fn client(&self, member: &Member) -> Result<Client, etcd_client::Error> {
-        let mut slot = member.client.lock().await;
-        if let Some(client) = slot.as_ref() {
-            return Ok(client.clone());
-        }
-        let limit = self.options.call_timeout;
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(limit)
-            .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2))
-            .with_require_leader(true);
-        if let Some((name, password)) = &self.options.user {
-            options = options.with_user(name, password).with_auto_token_refresh(true);
-        }
-        let client = Client::connect([member.endpoint.as_str()], Some(options)).await?;
-        *slot = Some(client.clone());
-        Ok(client)
-    }
-
     fn full(&self, key: &str) -> String {
-        format!("{}{key}", self.options.namespace)
+        format!("{}{key}", self.namespace)
     }
 
     fn compare(&self, key: &str, expect: Expect) -> Compare {
@@ -428,31 +327,12 @@ impl Etcd {
     fn entry(&self, kv: &etcd_client::KeyValue) -> Entry {
         let key = String::from_utf8_lossy(kv.key());
         Entry {
-            key: key.strip_prefix(&self.options.namespace).unwrap_or(&key).to_owned(),
+            key: key.strip_prefix(&self.namespace).unwrap_or(&key).to_owned(),
             // A value that is no text is judged, and healed, as a wrong text.
             value: String::from_utf8_lossy(kv.value()).into_owned(),
             create_revision: kv.create_revision(),
             mod_revision: kv.mod_revision(),
             lease: kv.lease(),
         }
-    }
-}
-
-/// Whether the trouble lies with the member rather than with the request.
-fn worth_another_member(error: &etcd_client::Error) -> bool {
-    use tonic::Code;
-    match error {
-        etcd_client::Error::GRpcStatus(status) => matches!(
-            status.code(),
-            Code::Unavailable
-                | Code::DeadlineExceeded
-                | Code::Unknown
-                | Code::Cancelled
-                | Code::Internal
-                | Code::Unauthenticated
-                | Code::ResourceExhausted
-        ),
-        etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
-        _ => true,
     }
 }

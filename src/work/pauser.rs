@@ -1,5 +1,8 @@
 //! Pauses and resumes the PgBouncers of this machine, and never leaves them paused.
 
+mod expiry;
+mod recover;
+
 use std::{
     fmt,
     path::PathBuf,
@@ -7,21 +10,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use slog::{Logger, error, info, warn};
+use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
+use self::expiry::arm;
 use super::consoles::{self, Failure};
 use crate::{
-    edge::{
-        clock,
-        etcd::Etcd,
-        pgbouncer::{Console, ConsoleError},
-    },
+    edge::pgbouncer::{Console, ConsoleError},
     error::chain,
     model::{
-        attempt::{Attempt, LOCK},
         console::Blocker,
-        pause::{Claim, Due, Gate, NotBegun, PauseBook, StaleToken, Taken, Timer},
+        pause::{Claim, Gate, NotBegun, PauseBook, StaleToken, Taken},
     },
 };
 
@@ -183,79 +182,6 @@ impl Pauser {
     pub async fn blockers(&self) -> Vec<Blocker> {
         consoles::blockers(&self.0.options.consoles, LOOK).await
     }
-
-    /// To be called once when the agent starts: resumes whatever an earlier life left paused,
-    /// unless the attempt that holds the lock owns the pause; then its expiry is armed again, at most
-    /// [`PauserOptions::adopt_ceiling`] from now.
-    ///
-    /// Returns after the first try; when that failed, more follow until traffic flows.
-    pub async fn recover(&self, lock: Option<(Attempt, i64)>) {
-        let inner = &self.0;
-        if let Some((attempt, token)) = lock {
-            inner.gate().observe(token);
-            let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
-            let left = left.min(millis(inner.options.adopt_ceiling));
-            if left > 0 {
-                info!(inner.log, "a failover is under way, its pause is left alone until it expires";
-                    "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
-                let claim = Claim { attempt: attempt.id, token };
-                let deadline = Instant::now() + Duration::from_millis(left);
-                let timer = inner.book().adopt(Some(claim), deadline);
-                inner.publish();
-                arm(inner, timer);
-                return;
-            }
-        }
-        let _turn = inner.turn.lock().await;
-        if let Err(failure) = inner.flow().await {
-            warn!(inner.log, "cannot make sure that PgBouncer is not paused, trying on";
-                "event" => "pause.recover.fail", "socket" => %failure.socket.display(),
-                "error" => %chain(&failure.error));
-            inner.abandon();
-        }
-    }
-
-    /// [`Self::recover`] with the lock as etcd has it. While etcd does not answer, waits at most
-    /// `limit` and then resumes: an unknown pause must not last.
-    pub async fn recover_from(&self, etcd: &Etcd, limit: Duration) {
-        let end = Instant::now() + limit;
-        let lock = loop {
-            match etcd.get(LOCK).await {
-                Ok(entry) => break entry,
-                Err(_) if Instant::now() < end => {
-                    tokio::time::sleep(Duration::from_millis(200)).await;
-                }
-                Err(error) => {
-                    warn!(self.0.log, "etcd does not say whether a failover is under way; resuming";
-                        "event" => "pause.recover.blind", "error" => %chain(&error));
-                    break None;
-                }
-            }
-        };
-        let lock = lock.and_then(|entry| {
-            let attempt = serde_json::from_str::<Attempt>(&entry.value).ok()?;
-            Some((attempt, entry.create_revision))
-        });
-        self.recover(lock).await;
-    }
-
-    /// To be called when the agent stops in good order: resumes what it holds, since nobody would
-    /// be left to let the pause expire.
-    pub async fn stop(&self) {
-        let inner = &self.0;
-        inner.resumes.send_modify(|count| *count += 1);
-        let _turn = inner.turn.lock().await;
-        if !inner.book().is_held() {
-            return;
-        }
-        warn!(inner.log, "stopping while PgBouncer is paused, resuming it";
-            "event" => "pause.stop.resume", "attempt" => inner.book().owner().unwrap_or("none"));
-        if let Err(failure) = inner.flow().await {
-            error!(inner.log, "PgBouncer may still be paused; run RESUME on its admin console";
-                "event" => "pause.stop.fail", "socket" => %failure.socket.display(),
-                "error" => %chain(&failure.error));
-        }
-    }
 }
 
 impl Inner {
@@ -386,64 +312,6 @@ impl Inner {
 
     fn gate(&self) -> MutexGuard<'_, Gate> {
         self.gate.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Starts the task that ends the pause of `timer` when it is due, however often it takes.
-fn arm(inner: &Arc<Inner>, timer: Timer) {
-    tokio::spawn(expire(Arc::clone(inner), timer));
-}
-
-async fn expire(inner: Arc<Inner>, timer: Timer) {
-    const SHORTEST: Duration = Duration::from_millis(50);
-    const LONGEST: Duration = Duration::from_secs(2);
-    let mut pause = SHORTEST;
-    // Trouble that was logged already.
-    let mut told = None;
-    loop {
-        let due = inner.book().due(timer, Instant::now());
-        match due {
-            Due::Obsolete => return,
-            Due::Wait(left) => {
-                tokio::time::sleep(left).await;
-                continue;
-            }
-            Due::Now => {}
-        }
-        let turn = inner.turn.lock().await;
-        // While this waited for its turn, the pause may have been resumed or taken over.
-        if inner.book().due(timer, Instant::now()) != Due::Now {
-            continue;
-        }
-        let attempt = inner.book().owner().map(str::to_owned);
-        let newest = inner.gate().newest();
-        if inner.book().is_overtaken(newest) {
-            info!(inner.log, "a newer failover has begun, which a pause found at start cannot outlast";
-                "event" => "pause.expire.overtaken", "attempt" => attempt.unwrap_or_default());
-            inner.book().release();
-            inner.publish();
-            return;
-        }
-        match inner.flow().await {
-            Ok(()) => {
-                inner.status.send_modify(|status| status.expiries += 1);
-                warn!(inner.log, "a pause was ended by its expiry"; "event" => "pause.expire",
-                    "attempt" => attempt.unwrap_or_else(|| "none".to_owned()));
-                return;
-            }
-            Err(failure) => {
-                let trouble = chain(&failure.error).to_string();
-                if told.as_ref() != Some(&trouble) {
-                    error!(inner.log, "cannot end a pause that nobody holds, trying until it ends";
-                        "event" => "pause.expire.fail", "socket" => %failure.socket.display(),
-                        "error" => &trouble);
-                    told = Some(trouble);
-                }
-            }
-        }
-        drop(turn);
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(LONGEST);
     }
 }
 

@@ -152,8 +152,6 @@ pub struct Revocation {
     pub data_statuses: Vec<String>,
     /// Nodes, `own` included, whose claim of a quorum ends.
     pub quorums: Vec<String>,
-    /// Nodes whose `shutdown-lsn` has done its work.
-    pub shutdown_lsns: Vec<String>,
 }
 
 /// Lists the claims of others that end when `own` becomes the primary.
@@ -174,7 +172,6 @@ pub fn revocation(cib: &Cib, own: &str, names: &Names) -> Revocation {
             .filter(|node| node.permanent.contains_key(&names.quorum))
             .map(|node| node.name.clone())
             .collect(),
-        shutdown_lsns: of(&|node| node.transient.contains_key(&names.shutdown_lsn)),
     }
 }
 
@@ -275,7 +272,6 @@ mod tests {
         let revoked = revocation(&cib, "pg02", &names);
         assert_eq!(revoked.scores, ["pg01"]);
         assert_eq!(revoked.data_statuses, ["pg01"]);
-        assert_eq!(revoked.shutdown_lsns, ["pg01"]);
     }
 
     #[test]

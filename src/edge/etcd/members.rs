@@ -1,0 +1,187 @@
+//! The members of etcd, one client for each, tried in turn: a client that balances over all members keeps
+//! picking dead ones (grpc/grpc-rust#2859).
+
+use std::{
+    sync::{
+        PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use etcd_client::{Client, ConnectOptions};
+use tokio::{
+    sync::Mutex,
+    time::{Instant, timeout},
+};
+
+use super::{EtcdError, EtcdOptions};
+use crate::error::chain;
+
+/// A member that did not answer is asked last for so long: a lost machine must not cost each call its limit.
+const SUSPECT: Duration = Duration::from_secs(5);
+
+pub(super) struct Members {
+    options: EtcdOptions,
+    members: Vec<Member>,
+    /// Index of the member that answered last.
+    preferred: AtomicUsize,
+}
+
+pub(super) struct Member {
+    endpoint: String,
+    client: Mutex<Option<Client>>,
+    /// When it last left a call or a watch without an answer, if nothing came from it since.
+    failed_at: std::sync::Mutex<Option<Instant>>,
+}
+
+impl Member {
+    fn at(endpoint: &str) -> Self {
+        Self {
+            endpoint: endpoint.to_owned(),
+            client: Mutex::new(None),
+            failed_at: std::sync::Mutex::default(),
+        }
+    }
+
+    fn has_answered(&self) {
+        self.note(None);
+    }
+
+    pub(super) fn has_failed(&self) {
+        self.note(Some(Instant::now()));
+    }
+
+    fn note(&self, failed_at: Option<Instant>) {
+        *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner) = failed_at;
+    }
+
+    /// Whether it is likely to cost a call its whole limit.
+    fn is_suspect(&self) -> bool {
+        let failed_at = *self.failed_at.lock().unwrap_or_else(PoisonError::into_inner);
+        failed_at.is_some_and(|at| at.elapsed() < SUSPECT)
+    }
+}
+
+impl Members {
+    pub(super) fn of(options: EtcdOptions) -> Self {
+        let members = options.endpoints.iter().map(|endpoint| Member::at(endpoint)).collect();
+        Self { options, members, preferred: AtomicUsize::new(0) }
+    }
+
+    /// Asks one member after the other until one answers.
+    pub(super) async fn call<T, F>(
+        &self,
+        what: &'static str,
+        request: impl Fn(Client) -> F,
+    ) -> Result<T, EtcdError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        self.call_some(what, request).await.map(|(_, value)| value)
+    }
+
+    /// The same, and says who answered. Whoever failed just now is asked last.
+    pub(super) async fn call_some<T, F>(
+        &self,
+        what: &'static str,
+        request: impl Fn(Client) -> F,
+    ) -> Result<(&Member, T), EtcdError>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let mut tried = Vec::new();
+        for index in self.turns() {
+            let member = &self.members[index];
+            let attempt = async { request(self.client(member).await?).await };
+            match timeout(self.options.call_timeout, attempt).await {
+                Ok(Ok(value)) => {
+                    member.has_answered();
+                    self.preferred.store(index, Ordering::Relaxed);
+                    return Ok((member, value));
+                }
+                Ok(Err(source)) if !worth_another_member(&source) => {
+                    return Err(EtcdError::Refused { what, source });
+                }
+                Ok(Err(error)) => tried.push(format!("{}: {}", member.endpoint, chain(&error))),
+                Err(_) => tried.push(format!(
+                    "{}: no answer within {:?}",
+                    member.endpoint, self.options.call_timeout
+                )),
+            }
+            member.has_failed();
+            // A connection that failed is not used again.
+            *member.client.lock().await = None;
+        }
+        Err(EtcdError::Unreachable { tried })
+    }
+
+    async fn client(&self, member: &Member) -> Result<Client, etcd_client::Error> {
+        let mut slot = member.client.lock().await;
+        if let Some(client) = slot.as_ref() {
+            return Ok(client.clone());
+        }
+        let limit = self.options.call_timeout;
+        let mut options = ConnectOptions::new()
+            .with_connect_timeout(limit)
+            .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2))
+            .with_require_leader(true);
+        if let Some((name, password)) = &self.options.user {
+            options = options.with_user(name, password).with_auto_token_refresh(true);
+        }
+        let client = Client::connect([member.endpoint.as_str()], Some(options)).await?;
+        *slot = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Indexes of the members in the order in which they are asked.
+    fn turns(&self) -> Vec<usize> {
+        let first = self.preferred.load(Ordering::Relaxed);
+        let count = self.members.len();
+        let mut turns: Vec<usize> = (first..first + count).map(|turn| turn % count).collect();
+        turns.sort_by_key(|&index| self.members[index].is_suspect());
+        turns
+    }
+}
+
+/// Whether the trouble lies with the member rather than with the request.
+fn worth_another_member(error: &etcd_client::Error) -> bool {
+    use tonic::Code;
+    match error {
+        etcd_client::Error::GRpcStatus(status) => matches!(
+            status.code(),
+            Code::Unavailable
+                | Code::DeadlineExceeded
+                | Code::Unknown
+                | Code::Cancelled
+                | Code::Internal
+                | Code::Unauthenticated
+                | Code::ResourceExhausted
+        ),
+        etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_) => false,
+        _ => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_member_that_failed_is_asked_last_for_a_while() {
+        let members = Members::of(EtcdOptions {
+            endpoints: ["a", "b", "c"].map(str::to_owned).to_vec(),
+            namespace: String::new(),
+            call_timeout: Duration::from_secs(1),
+            user: None,
+        });
+        members.preferred.store(1, Ordering::Relaxed);
+        assert_eq!(members.turns(), [1, 2, 0]);
+        members.members[1].has_failed();
+        assert_eq!(members.turns(), [2, 0, 1]);
+        members.members[1].has_answered();
+        assert_eq!(members.turns(), [1, 2, 0]);
+        members.members[1].note(Instant::now().checked_sub(SUSPECT));
+        assert_eq!(members.turns(), [1, 2, 0]);
+    }
+}
