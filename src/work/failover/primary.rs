@@ -23,7 +23,7 @@ use crate::{
 const LEAST_MOVE: Duration = Duration::from_millis(500);
 /// Clients that were let go open connections now. Pacemaker's next plan, which the constraint's end starts,
 /// can wait for them.
-const CLIENTS_FIRST: Duration = Duration::from_millis(300);
+pub(super) const CLIENTS_FIRST: Duration = Duration::from_millis(300);
 /// Pause between two tries to learn who is primary.
 const RETRY: Duration = Duration::from_millis(200);
 
@@ -233,6 +233,7 @@ impl Failover {
         let agents = supervises(&self.state().agents, &[&before.name]);
         let Some(agent) = agents.first() else { return };
         let limit = self.options.resume_timeout / 2;
+        self.awaiting("unmigrate", &[agent.peer.name().to_owned()]);
         if agent.peer.unmigrate(self.attempt(), limit).await.is_ok() {
             self.state().constraint_removed = true;
         }

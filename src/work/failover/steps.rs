@@ -5,6 +5,7 @@ use std::{convert::Infallible, future::Future, time::Duration};
 use super::{
     Failover,
     pipeline::{Step, Trouble, TroubleKind, Undo},
+    primary::CLIENTS_FIRST,
 };
 use crate::{
     edge::lock::{Acquired, LockError},
@@ -81,7 +82,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
     Step {
         name: "unmigrate",
         act: |f| Box::pin(f.unmigrate()),
-        limit: |f| f.options.resume_timeout + SLACK,
+        limit: |f| CLIENTS_FIRST + f.options.resume_timeout * 3 / 2 + SLACK,
         on_timeout: TroubleKind::Failed,
         undo: None,
     },
