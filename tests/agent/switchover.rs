@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 
 use super::{
-    SECONDS, attributes,
+    PROBE, SECONDS, attributes,
     cluster::{Cluster, address, eventually},
     follows,
 };
@@ -53,7 +53,19 @@ fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
     eprintln!("monitor {:?}", begun.elapsed());
 }
 
-/// A Pacemaker that is restarted in maintenance mode forgets them, while Postgres goes on.
+/// A Pacemaker that is restarted in maintenance mode forgets them, while Postgres goes on. It only probes then.
+#[test]
+fn a_probe_keeps_a_primary_promoted_whose_score_was_forgotten() {
+    let cluster = Cluster::pair();
+    cluster.forget_transient_attributes();
+    cluster.act_with("pg01", "monitor", PROBE).with(8);
+    cluster.act_with("pg02", "monitor", PROBE).with(0);
+    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
+    assert_eq!(cluster.attribute("pg01", "Postgresql-address"), Some(address("pg01")));
+    assert_eq!(cluster.attribute("pg02", "master-Postgresql"), None);
+}
+
+/// The same.
 #[test]
 fn a_switchover_is_proven_although_pacemaker_forgot_all_transient_attributes() {
     let cluster = Cluster::pair();

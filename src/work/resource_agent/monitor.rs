@@ -40,6 +40,9 @@ pub(super) async fn run<R: Run + Clone + 'static>(
     let found = condition(process, answer, agent.postmaster.has("standby.signal"));
     debug!(agent.log, "looked at the server"; "event" => "agent.monitor.look",
         "condition" => ?found, "answer" => ?answer);
+    if is_probe && found == Condition::Primary {
+        primary::keep_role(agent).await;
+    }
     if let (false, Some((local, state))) = (is_probe, asked) {
         let duties = match found {
             Condition::Primary => primary::duties(agent, &local, state).await,

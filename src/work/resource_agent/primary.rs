@@ -18,7 +18,7 @@ use crate::{
     error::chain,
     model::agent::{
         cib::{Cib, Node},
-        claim::Status,
+        claim::{DataStatus, Score, Status},
         code::OcfCode,
         settings::{Settings, SyncName},
         sync_plan::{Row, Step, View, loses_standby, plan},
@@ -85,6 +85,20 @@ pub(super) async fn duties<R: Run + Clone>(
         }
     }
     Ok(())
+}
+
+/// Lets Pacemaker leave this primary promoted when it has lost all transient attributes, as after its restart in
+/// maintenance mode: there it only probes, and without a score it would demote whoever runs as primary as soon
+/// as that mode ends. The claim, which lasts, says whether this is the primary still.
+pub(super) async fn keep_role<R: Run + Clone>(agent: &Agent<R>) {
+    let Ok(cib) = agent.attributes.query().await else { return };
+    let Some(own) = cib.node(&agent.node) else { return };
+    let holds_newest = own.data_status(agent.names()) == Some(DataStatus::Latest);
+    if holds_newest && own.score(agent.names()).is_none() {
+        let set = agent.attributes.set_score(&agent.node, Score::PRIMARY).await;
+        agent.tolerate("promotion score", set);
+        start::restore_address(agent, &cib).await;
+    }
 }
 
 fn another_primary<'a, R: Run + Clone>(agent: &Agent<R>, cib: &'a Cib) -> Option<&'a Node> {

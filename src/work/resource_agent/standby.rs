@@ -62,8 +62,7 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
         return Ok(());
     }
     let Some(primary) = primary else {
-        // A demoted primary is called one until its heir's first monitor: clients may be waiting for that.
-        if !cib.nodes.values().any(|node| node.is_called_primary(agent.names())) {
+        if !awaits_heir(agent, &cib) {
             tell_alone(agent, &cib, state).await;
         }
         return election::candidacy(agent, &cib, state).await;
@@ -120,6 +119,14 @@ async fn correct_status<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
         let set = agent.attributes.set(&agent.node, &names.status, Status::Alone.as_str()).await;
         agent.tolerate("status", set);
     }
+}
+
+/// Whether a primary was demoted whose heir is being promoted: the old one is called the primary until the
+/// heir's first monitor, clients wait, and nothing may change.
+fn awaits_heir<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> bool {
+    let names = agent.names();
+    cib.nodes.values().any(|node| node.is_called_primary(names))
+        && !cib.promotable_other_than(&agent.node, names).is_empty()
 }
 
 /// Shows that this standby follows nobody. A claim to every acknowledged commit is only the

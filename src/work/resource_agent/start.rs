@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use slog::{info, warn};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{
     context::{Agent, Failure},
@@ -105,11 +105,15 @@ pub(super) async fn restore_address<R: Run + Clone>(agent: &Agent<R>, cib: &Cib)
     if cib.node(&agent.node).is_none_or(|own| own.address(agent.names()).is_some()) {
         return;
     }
-    match agent.own_address().await {
-        Ok(address) => publish_address(agent, &address.to_string()).await,
-        Err(failure) => warn!(agent.log, "cannot tell this node's address";
-            "event" => "agent.monitor.address", "error" => failure.reason),
-    }
+    // Names may have to be looked up, for longer than a monitor may take.
+    let limit = agent.share(6, Duration::from_secs(1));
+    let error = match timeout(limit, agent.own_address()).await {
+        Ok(Ok(address)) => return publish_address(agent, &address.to_string()).await,
+        Ok(Err(failure)) => failure.reason,
+        Err(_) => format!("its name was not resolved within {limit:?}"),
+    };
+    warn!(agent.log, "cannot tell this node's address";
+        "event" => "agent.monitor.address", "error" => error);
 }
 
 async fn publish_address<R: Run + Clone>(agent: &Agent<R>, address: &str) {
