@@ -280,8 +280,8 @@ impl<R: Run> Remote<R> {
         let verbosity = format!("VERBOSITY={verbosity}");
         let args = ["-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
         let output = self
-            .run
-            .run(self.user.call(&self.psql, &args, self.limit))
+            .user
+            .run(&self.run, &self.psql, &args, self.limit)
             .await
             .map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
         if !output.success() {

@@ -65,6 +65,8 @@ pub enum CommandError {
         #[source]
         source: std::io::Error,
     },
+    #[error("`{program}` cannot be run as {user}: {reason}")]
+    NotRun { program: String, user: String, reason: String },
     #[error("`{program}` did not end within {limit:?} and was killed")]
     TimedOut { program: String, limit: Duration },
     #[error("lost `{program}` while it ran")]

@@ -4,7 +4,10 @@ use std::{io, path::PathBuf, time::Duration};
 
 use nix::unistd::{Gid, Uid, User, getegid, geteuid, setegid, seteuid};
 
-use super::command::Call;
+use super::command::{Call, CommandError, Output, Run};
+
+/// How setpriv and a shell end that could not run what they were given.
+const NOT_RUN: [i32; 2] = [126, 127];
 
 /// A user, looked up once.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -42,9 +45,28 @@ impl Identity {
         }
     }
 
-    /// A call of `program` as this user, in all its groups: those may be what lets it read the key of the
+    /// Runs `program` as this user, in all its groups: those may be what lets it read the key of the
     /// server's certificate.
-    pub fn call(&self, program: &str, args: &[&str], limit: Duration) -> Call {
+    ///
+    /// # Errors
+    /// [`CommandError`]. A program that did not even begin has nothing to say of what it was to look at.
+    pub async fn run<R: Run>(
+        &self,
+        run: &R,
+        program: &str,
+        args: &[&str],
+        limit: Duration,
+    ) -> Result<Output, CommandError> {
+        let output = run.run(self.call(program, args, limit)).await?;
+        if NOT_RUN.contains(&output.status) {
+            let (program, user) = (program.to_owned(), self.name.clone());
+            let reason = format!("{} (status {})", output.last_words(), output.status);
+            return Err(CommandError::NotRun { program, user, reason });
+        }
+        Ok(output)
+    }
+
+    fn call(&self, program: &str, args: &[&str], limit: Duration) -> Call {
         let home = ("HOME".to_owned(), self.home.display().to_string());
         let mut call = if self.is_effective() {
             Call::new(program, args, limit)

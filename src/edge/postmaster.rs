@@ -199,10 +199,14 @@ impl<R: Run> Postmaster<R> {
         }
         options.push(' ');
         options.push_str(&self.start_options);
-        // What pg_ctl does, without the `postgres -V` that it asks first: clients wait for a primary that
-        // comes back as a standby.
+        // As pg_ctl starts it, but for the `postgres -V` that it asks first: clients wait for a primary that
+        // comes back as a standby. What the shell says of a missing program would go into the log.
         let script = format!(
-            r#"umask 077; exec setsid --fork "$0" -D "$1" {options} < /dev/null >> "$2" 2>&1"#
+            r#"for program in setsid "$0"; do
+                 command -v "$program" > /dev/null || {{ echo "$program is missing" >&2; exit 127; }}
+               done
+               umask 077; export PGDATA="$1"
+               exec setsid --fork "$0" -D "$1" {options} < /dev/null >> "$2" 2>&1"#
         );
         let (postgres, log) = (self.program("postgres"), self.logfile.display().to_string());
         let args = ["-c", &script, &postgres, &self.data(), &log];
@@ -407,8 +411,7 @@ impl<R: Run> Postmaster<R> {
         args: &[&str],
         limit: Duration,
     ) -> Result<Output, PostmasterError> {
-        let call = self.user.call(program, args, limit);
-        self.run.run(call).await.map_err(PostmasterError::Command)
+        self.user.run(&self.run, program, args, limit).await.map_err(PostmasterError::Command)
     }
 
     /// A program of the server, with its path.

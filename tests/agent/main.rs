@@ -6,7 +6,6 @@ mod busy;
 mod cib;
 mod cluster;
 mod conformance;
-mod cost;
 mod crash;
 mod matrix;
 mod quorum;

@@ -50,6 +50,12 @@ fn a_server_is_started_in_all_groups_of_its_user() {
     cluster.configure("pg02", key);
     cluster.act("pg02", "start").with(0);
     assert_eq!(cluster.sql("pg02", "show ssl"), "on");
+    // For commands that archive, as if pg_ctl had started it.
+    let pid = cluster.pid("pg02").expect("it runs");
+    let environment = fs::read(format!("/proc/{pid}/environ")).expect("readable");
+    let environment = String::from_utf8_lossy(&environment).into_owned();
+    let pgdata = format!("PGDATA={}", cluster.data("pg02").display());
+    assert!(environment.split('\0').any(|variable| variable == pgdata), "{environment}");
 }
 
 #[test]

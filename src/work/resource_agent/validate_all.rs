@@ -33,6 +33,9 @@ use crate::{
 const SERVER_PROGRAMS: [&str; 5] =
     ["postgres", "pg_controldata", "pg_rewind", "pg_waldump", "psql"];
 
+/// How the agent runs the server's programs.
+const SYSTEM_PROGRAMS: [&str; 2] = ["setpriv", "setsid"];
+
 /// Pacemaker's programs that the agent calls.
 const CLUSTER_PROGRAMS: [&str; 4] = ["cibadmin", "crm_attribute", "attrd_updater", "crm_node"];
 
@@ -144,6 +147,10 @@ fn programs<R>(agent: &Agent<R>, env: &BTreeMap<String, String>) -> Result<(), F
     }
     if let Some(program) = missing(&in_path(), &CLUSTER_PROGRAMS) {
         let reason = format!("{program} is not in PATH: install Pacemaker's command line tools");
+        return Err(Failure::new(OcfCode::Installed, reason));
+    }
+    if let Some(program) = missing(&in_path(), &SYSTEM_PROGRAMS) {
+        let reason = format!("{program} is not in PATH: install the package util-linux");
         return Err(Failure::new(OcfCode::Installed, reason));
     }
     Ok(())
