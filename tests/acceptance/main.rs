@@ -12,6 +12,7 @@ mod docker;
 mod interruptions;
 
 mod checks;
+mod cost;
 mod crash;
 mod etcd;
 mod planned;
