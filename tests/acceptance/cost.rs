@@ -37,7 +37,9 @@ async fn a_monitor_of_a_quiet_primary_costs_less_than_30_ms_of_cpu() {
         let after = spent(&cluster, primary).await;
         measured.push([0, 1].map(|part| (after[part] - before[part]) / monitors));
     }
-    println!("for each monitor, the agent with its children, and all of the server's: {measured:?}");
+    println!(
+        "for each monitor, the agent with its children, and all of the server's: {measured:?}"
+    );
     // Neighbours on a busy machine make the same work look longer, never shorter.
     let agent = measured.iter().map(|[agent, _]| *agent).min().expect("three");
     assert!(!agent.is_zero() && agent < Duration::from_millis(30), "{measured:?}");
