@@ -104,7 +104,7 @@ async fn dispatch(
         "demote" => demote::run(&agent).await,
         "notify" => notify::run(&agent, env).await,
         "validate-all" => validate_all::run(&agent, env).await,
-        _ => monitor::run(&agent, is_probe(env)).await,
+        _ => monitor::run(&agent, is_probe(env), is_notified(env)).await,
     }
 }
 

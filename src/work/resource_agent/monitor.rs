@@ -26,6 +26,7 @@ use crate::{
 pub(super) async fn run<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     is_probe: bool,
+    is_notified: bool,
 ) -> Result<OcfCode, Failure> {
     let (process, _) = agent.postmaster.process()?;
     if !matches!(process, Process::Running(_)) {
@@ -46,7 +47,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(
     if let (false, Some((local, state))) = (is_probe, asked) {
         let duties = match found {
             Condition::Primary => primary::duties(agent, &local, state).await,
-            _ => standby::duties(agent, &local, &state).await,
+            _ => standby::duties(agent, &local, state, is_notified).await,
         };
         if let Err(failure) = duties {
             if found == Condition::Standby {

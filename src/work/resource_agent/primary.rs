@@ -25,6 +25,10 @@ use crate::{
     },
 };
 
+/// Clients that have waited for a promotion keep all nodes busy: what a new primary has to say in its first
+/// monitor comes so much later, where commits wait for nobody yet.
+const CLIENTS_FIRST: Duration = Duration::from_millis(200);
+
 /// A walreceiver that reconnects, for example because its upstream changed, is away this long at
 /// most; a standby that is away longer is lost.
 const GRACE: Duration = Duration::from_millis(500);
@@ -42,6 +46,10 @@ pub(super) async fn duties<R: Run + Clone>(
     local: &Local,
     mut state: State,
 ) -> Result<(), Failure> {
+    if is_fresh(&state) && waits_for(&state) == Some(SyncName::None) {
+        sleep(CLIENTS_FIRST).await;
+        state = local.state().await?;
+    }
     let cib = agent.attributes.query().await?;
     start::restore_address(agent, &cib).await;
     if promote::is_settled(agent, &cib)
@@ -77,7 +85,7 @@ pub(super) async fn duties<R: Run + Clone>(
         }
         carry_out(agent, local, step).await?;
     }
-    if state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline) {
+    if is_fresh(&state) {
         // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
         if let Err(error) = local.checkpoint().await {
             warn!(agent.log, "the checkpoint on the new timeline goes on in the background";
@@ -85,6 +93,11 @@ pub(super) async fn duties<R: Run + Clone>(
         }
     }
     Ok(())
+}
+
+/// Whether no checkpoint was written since the promotion. The first monitor writes one.
+fn is_fresh(state: &State) -> bool {
+    state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline)
 }
 
 /// Lets Pacemaker leave this primary promoted when it has lost all transient attributes, as after its restart in

@@ -4,6 +4,7 @@ use std::{fs, path::PathBuf, time::Duration};
 
 use nix::sys::signal::Signal;
 use slog::{info, warn};
+use tokio::time::sleep;
 
 use super::{
     context::{Agent, Failure},
@@ -14,16 +15,18 @@ use crate::{
         agent_sql::{Local, State},
         command::Run,
     },
-    error::chain,
     model::agent::{
         cib::{Cib, Node},
-        claim::{DataStatus, Status},
+        claim::{DataStatus, Score, Status},
         code::OcfCode,
         parameters::ReplicationMode,
         rejoin::{Local as OwnHistory, Verdict, verdict},
         settings::Settings,
     },
 };
+
+/// How long a standby that lost its primary leaves the cluster to the next one.
+const HEIR_FIRST: Duration = Duration::from_secs(1);
 
 /// A standby that was found diverged in this many monitors in a row is failed.
 const DIVERGED_LIMIT: u32 = 2;
@@ -35,23 +38,28 @@ const DIVERGED_LIMIT: u32 = 2;
 pub(super) async fn duties<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     local: &Local,
-    state: &State,
+    state: State,
+    is_notified: bool,
 ) -> Result<(), Failure> {
     expect_promotion(agent)?;
-    let cib = match agent.attributes.query().await {
-        Ok(cib) => cib,
-        Err(error) => {
+    let (state, cib) = match look(agent, local, state, is_notified).await {
+        Ok(seen) => seen,
+        Err(failure) => {
             warn!(agent.log, "cannot read who is primary, the next monitor tries again";
-                "event" => "agent.standby.blind", "error" => %chain(&error));
+                "event" => "agent.standby.blind", "error" => failure.reason);
             return Ok(());
         }
     };
+    let state = &state;
     start::restore_address(agent, &cib).await;
     let primary = cib.primary_other_than(&agent.node, agent.names());
     if let Some(primary) = primary
         && repoint(agent, primary, &state.primary_conninfo)?
     {
         return Ok(());
+    }
+    if primary.is_none() && awaits_heir(agent, &cib) {
+        return election::candidacy(agent, &cib, state).await;
     }
     slots::keep_on_standby(agent, local, &cib, state).await;
     if state.receives {
@@ -62,15 +70,35 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
         return Ok(());
     }
     let Some(primary) = primary else {
-        if !awaits_heir(agent, &cib) {
-            tell_alone(agent, &cib, state).await;
-        }
+        tell_alone(agent, &cib, state).await;
         return election::candidacy(agent, &cib, state).await;
     };
     match primary.address(agent.names()) {
         Some(address) => fail_if_diverged(agent, address, state, &cib).await,
         None => Ok(()),
     }
+}
+
+/// Reads the CIB. While nothing streams in to a node that may not be promoted itself, and that knows of no
+/// other primary than the one it had, clients most likely wait for an heir: what there is to ask and to tell can
+/// wait for that one. Not with notifications on: Pacemaker would wait for this to end before it promotes.
+async fn look<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    state: State,
+    is_notified: bool,
+) -> Result<(State, Cib), Failure> {
+    let cib = agent.attributes.query().await?;
+    let own = cib.node(&agent.node).and_then(|own| own.score(agent.names()));
+    let is_heir = own.is_some_and(Score::allows_promotion);
+    let primary = cib.primary_other_than(&agent.node, agent.names());
+    let address = primary.and_then(|node| node.address(agent.names()));
+    let is_known = address.is_none_or(|it| agent.conninfo(it) == state.primary_conninfo);
+    if state.receives || is_heir || is_notified || !is_known || !awaits_heir(agent, &cib) {
+        return Ok((state, cib));
+    }
+    sleep(agent.share(4, HEIR_FIRST)).await;
+    Ok((local.state().await?, agent.attributes.query().await?))
 }
 
 /// Keeps what will hold in the moment after a promotion as the parameters say, which may have changed
