@@ -7,14 +7,15 @@ use std::{sync::Arc, time::Duration};
 use pgcm::{
     telemetry::log::discard,
     work::{
-        mover::{MoveError, Mover},
+        mover::{MoveError, Mover, PATIENCE},
         publish::CLUSTER,
     },
 };
 use support::{
     eventually,
-    stage::{SOON, Scene, Stage, stage},
+    stage::{HEALTHY, SOON, Scene, Stage, stage},
 };
+use tokio::time::{Instant, sleep};
 
 fn mover(stage: &Stage) -> Mover<Scene, Scene> {
     let postgres = Arc::new(stage.scene.clone());
@@ -46,8 +47,8 @@ async fn a_move_ends_when_another_node_is_published_on_a_newer_timeline() {
     assert_eq!(moved.expect("moved"), after.primary);
     let constraint = stage.scene.0.lock().unwrap().constraints[0].clone();
     assert!(constraint.contains("value=\"pg02\"") && constraint.contains("date_expression"));
-    assert!(mover.unmigrate("a1").await.expect("removed"));
-    assert!(!mover.unmigrate("a1").await.expect("removed before"));
+    assert!(mover.unmigrate("a1", || true).await.expect("removed"));
+    assert!(!mover.unmigrate("a1", || true).await.expect("removed before"));
 }
 
 #[tokio::test]
@@ -61,7 +62,7 @@ async fn a_move_taken_back_while_it_is_asked_for_leaves_no_constraint() {
         let asking = || async { stage.scene.calls("--modify") == 1 };
         eventually(SOON, "cibadmin is under way", asking).await;
         assert!(stage.scene.0.lock().unwrap().constraints.is_empty(), "and has not landed");
-        mover.unmigrate("a1").await
+        mover.unmigrate("a1", || true).await
     };
     let (moved, taken_back) = tokio::join!(moving, taking_back);
     moved.expect_err("nobody moves");
@@ -74,7 +75,7 @@ async fn a_move_that_arrives_after_it_was_taken_back_is_refused() {
     let stage = stage().await;
     stage.published().await;
     let mover = mover(&stage);
-    assert!(!mover.unmigrate("a1").await.expect("nothing was there"));
+    assert!(!mover.unmigrate("a1", || true).await.expect("nothing was there"));
     let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("withdrawn");
     assert!(matches!(error, MoveError::Withdrawn { .. }), "{error}");
     assert_eq!(stage.scene.calls("--modify"), 0);
@@ -107,4 +108,38 @@ async fn a_target_that_does_not_qualify_touches_nothing() {
     let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("no standby");
     assert!(matches!(error, MoveError::NoTarget(_)), "{error}");
     assert_eq!(stage.scene.calls("--modify"), 0);
+}
+
+#[tokio::test]
+async fn the_constraint_stays_until_the_new_primary_has_the_highest_score() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    let score = |value: &str| format!("master-Postgresql\" value=\"{value}\"");
+    let promoted = |own: &str, other: &str| {
+        // Both at once, or the one would be taken for the other.
+        let text = HEALTHY.replace(&score("1000"), "@own@").replace(&score("100"), "@other@");
+        let text = text.replace("@own@", &score(own)).replace("@other@", &score(other));
+        stage.scene.set(|world| world.crm_mon = (0, text));
+    };
+    promoted("100", "1000");
+    stage.scene.set(|world| world.constraints = vec!["<rsc_location/>".to_owned()]);
+    let begun = Instant::now();
+    let monitored = async {
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(stage.scene.calls("--delete"), 0, "Pacemaker would take the role back");
+        promoted("1000", "-INFINITY");
+    };
+    let (removed, ()) = tokio::join!(mover.unmigrate("a1", || true), monitored);
+    assert!(removed.expect("removed"));
+    assert!(begun.elapsed() < PATIENCE, "nothing is left to wait for");
+
+    promoted("100", "1000");
+    stage.scene.set(|world| world.constraints = vec!["<rsc_location/>".to_owned()]);
+    let error = mover.unmigrate("a1", || true).await.expect_err("it would be taken back");
+    assert!(matches!(error, MoveError::Contested { .. }), "{error}");
+    promoted("1000", "-INFINITY");
+    let error = mover.unmigrate("a1", || false).await.expect_err("it may be another's by now");
+    assert!(matches!(error, MoveError::Overtaken { .. }), "{error}");
+    assert_eq!(stage.scene.0.lock().unwrap().constraints.len(), 1);
 }

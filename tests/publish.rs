@@ -5,7 +5,10 @@ mod support;
 use std::{sync::atomic::Ordering, time::Duration};
 
 use pgcm::{
-    edge::{etcd::Put, poke},
+    edge::{
+        etcd::Put,
+        poke::{self, Urgency},
+    },
     model::{
         cluster::ClusterView,
         primary::{Hold, Refused},
@@ -134,7 +137,7 @@ async fn a_poke_is_seen_long_before_the_poll() {
     let stage = stage_with(server, Duration::from_secs(3600)).await;
     stage.published().await;
     stage.scene.set(|world| world.facts.timeline = 4);
-    poke::poke(&stage.socket).expect("supervise listens");
+    poke::poke(&stage.socket, Urgency::Soon).expect("supervise listens");
     let newer = || async { stage.view().await.primary.timeline == 4 };
     eventually(SOON, "the new timeline is published", newer).await;
 }
@@ -145,12 +148,23 @@ async fn a_primary_that_is_being_demoted_leaves_the_processors_to_its_successor(
     let mut stage = stage_with(server, Duration::from_secs(3600)).await;
     stage.published().await;
     stage.latest.borrow_and_update();
-    poke::poke(&stage.socket).expect("supervise listens");
+    poke::poke(&stage.socket, Urgency::Soon).expect("supervise listens");
     let looked = tokio::time::timeout(Duration::from_millis(300), stage.latest.changed()).await;
     assert!(looked.is_err(), "it looked although all that it could publish is published");
     // It does look in the end: a poke may also come of what it cannot see in its own Postgres.
     let looked = tokio::time::timeout(SOON, stage.latest.changed()).await;
     looked.expect("a look after the burst").expect("the publisher runs");
+}
+
+#[tokio::test]
+async fn an_urgent_poke_is_followed_at_once_whatever_postgres_says() {
+    let server = start_etcd().await;
+    let mut stage = stage_with(server, Duration::from_secs(3600)).await;
+    stage.published().await;
+    stage.latest.borrow_and_update();
+    poke::poke(&stage.socket, Urgency::Now).expect("supervise listens");
+    let looked = tokio::time::timeout(Duration::from_millis(500), stage.latest.changed()).await;
+    looked.expect("a look before the burst ends").expect("the publisher runs");
 }
 
 #[tokio::test]

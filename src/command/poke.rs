@@ -3,10 +3,13 @@
 use std::path::Path;
 
 use super::complain;
-use crate::{edge::poke, exit::Exit};
+use crate::{
+    edge::poke::{self, Urgency},
+    exit::Exit,
+};
 
 pub(super) fn run() -> Exit {
-    match poke::poke(Path::new(poke::SOCKET)) {
+    match poke::poke(Path::new(poke::SOCKET), Urgency::Soon) {
         Ok(()) => Exit::Done,
         Err(error) => complain(&error, Exit::Unreachable),
     }

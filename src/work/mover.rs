@@ -25,7 +25,7 @@ use crate::{
     error::chain,
     model::{
         cluster::{ClusterView, Primary},
-        crm_mon::PacemakerView,
+        crm_mon::{PacemakerView, Without},
         successor::{self, NoSuccessor},
     },
     work::publish::CLUSTER,
@@ -34,8 +34,14 @@ use crate::{
 /// What Pacemaker said while clients still worked is true enough for this long: asking again takes a
 /// tenth of a second and more, and the agent proves for itself what the move stands on.
 const PREPARED_FOR: Duration = Duration::from_secs(10);
-/// Pause between two looks while clients wait.
-const LOOK: Duration = Duration::from_millis(40);
+/// Pause between two looks that no watch asked for. They cost the processors that the move needs.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The new primary's promotion score comes with its first monitor. Before that, and without the constraint,
+/// Pacemaker would take the role back to a node of a higher score. That monitor is waited for so long.
+pub const PATIENCE: Duration = Duration::from_secs(3);
+/// Pause between two looks at promotion scores.
+const ROLE_LOOK: Duration = Duration::from_millis(200);
 
 #[derive(Debug, thiserror::Error)]
 pub enum MoveError {
@@ -50,6 +56,13 @@ pub enum MoveError {
     TurnedBack { node: String, timeline: u32 },
     #[error("attempt {attempt} was withdrawn before Pacemaker was asked; nothing was touched")]
     Withdrawn { attempt: String },
+    #[error("attempt {attempt} was overtaken by a newer one, whose constraint it may be by now")]
+    Overtaken { attempt: String },
+    #[error(
+        "the constraint stays: without it Pacemaker may move the primary from {promoted} to {rival}, whose promotion \
+         score is as high; the first monitor of {promoted} settles that, and supervise removes the constraint then"
+    )]
+    Contested { promoted: String, rival: String },
     #[error("no new primary was published within {limit:?}; {seen}")]
     TimedOut { limit: Duration, seen: String },
     #[error("cannot ask Pacemaker for the move")]
@@ -247,17 +260,27 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         Ok(primary)
     }
 
-    /// Takes back the request to Pacemaker; returns whether there was one. Idempotent.
+    /// Takes back the request to Pacemaker, as soon as that does not undo the move; returns whether there was
+    /// one. Idempotent.
     ///
     /// From this call on no move of `attempt` begins here; one whose request to Pacemaker is under
     /// way is waited for, so that the request cannot arrive after it was taken back.
     ///
     /// # Errors
-    /// [`MoveError::Pacemaker`] when the request may still stand.
-    pub async fn unmigrate(&self, attempt: &str) -> Result<bool, MoveError> {
+    /// [`MoveError::Contested`] and [`MoveError::Overtaken`] when it still stands, [`MoveError::Pacemaker`] when
+    /// it may. `is_newest` tells whether no newer attempt was heard of meanwhile.
+    pub async fn unmigrate(
+        &self,
+        attempt: &str,
+        is_newest: impl Fn() -> bool + Send,
+    ) -> Result<bool, MoveError> {
         let withdrawn = Some(attempt.to_owned());
         *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner) = withdrawn;
+        self.until_role_stays().await?;
         let _turn = self.turn.lock().await;
+        if !is_newest() {
+            return Err(MoveError::Overtaken { attempt: attempt.to_owned() });
+        }
         let remembered = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let clone = match remembered {
             Some(clone) => Some(clone),
@@ -265,6 +288,27 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         };
         let Some(clone) = clone else { return Ok(false) };
         self.pacemaker.forget_move(&clone).await.map_err(MoveError::Pacemaker)
+    }
+
+    /// Waits until Pacemaker leaves the promoted role where it is without the request, at most [`PATIENCE`].
+    ///
+    /// # Errors
+    /// [`MoveError::Contested`] when it would still move the role away from a node that has it.
+    async fn until_role_stays(&self) -> Result<(), MoveError> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            let view = self.pacemaker.roles().await;
+            let without =
+                view.as_ref().map(|view| view.without_constraint(self.pacemaker.resource()));
+            match without {
+                Ok(Without::Stays) => return Ok(()),
+                Ok(Without::Leaves { promoted, rival }) if Instant::now() >= deadline => {
+                    return Err(MoveError::Contested { promoted, rival });
+                }
+                _ if Instant::now() >= deadline => return Ok(()),
+                _ => sleep(ROLE_LOOK).await,
+            }
+        }
     }
 
     /// The view that is published now; what Pacemaker and Postgres of this node say goes in the

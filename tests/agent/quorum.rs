@@ -75,10 +75,7 @@ fn a_member_that_is_behind_gets_what_the_most_advanced_holds_before_it_is_promot
         assert_eq!(cluster.attribute(node, "Postgresql-quorum"), None, "{node}");
     }
     assert_eq!(cluster.attribute("pg01", "Postgresql-data-status").as_deref(), Some("DISCONNECT"));
-    assert_eq!(cluster.attribute("pg02", "master-Postgresql").as_deref(), Some("-INFINITY"));
     cluster.crash("pg03");
-    let refused = cluster.act("pg02", "promote").with(1);
-    assert!(refused.reason().contains("-INFINITY"), "{}", refused.reason());
     cluster.set_attribute("pg02", "master-Postgresql", "1000");
     let refused = cluster.act("pg02", "promote").with(1);
     assert!(refused.reason().contains("pg03 may"), "{}", refused.reason());
@@ -97,7 +94,6 @@ fn the_most_advanced_member_is_promoted_at_once() {
     assert!(promoted.stderr.contains("agent.promote.without"), "{}", promoted.stderr);
     assert!(!promoted.stderr.contains("agent.election.catch_up"), "{}", promoted.stderr);
     assert_eq!(cluster.sql("pg02", "select count(*) from acknowledged"), "1000");
-    assert_eq!(cluster.attribute("pg03", "master-Postgresql").as_deref(), Some("-INFINITY"));
     follows(&cluster, "pg02", "pg03");
     // The first monitor of the new primary takes the marks of stopped ones away.
     settle(&cluster, "pg02", "1 of pg03 on timeline 3");

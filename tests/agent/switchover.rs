@@ -1,6 +1,6 @@
 //! A planned change of primary, action by action.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use nix::sys::signal::Signal;
 
@@ -104,11 +104,11 @@ fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() 
         cluster.attribute("pg02", "Postgresql-data-status").as_deref(),
         Some("STREAMING|SYNC")
     );
-    assert_eq!(calls.len(), 3, "clients wait for each of these: {calls:#?}");
-    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("-INFINITY"));
+    assert_eq!(calls.len(), 2, "clients wait for each of these: {calls:#?}");
 
     cluster.act("pg02", "monitor").with(8);
     attributes(&cluster, "pg02", "PRI", "LATEST", "1000");
+    assert_ne!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
     assert_ne!(cluster.attribute("pg01", "Postgresql-status").as_deref(), Some("PRI"));
     let baseline = cluster.attribute("pg02", "Postgresql-master-baseline").expect("set");
     let history = fs::read_to_string(cluster.data("pg02").join("pg_wal/00000003.history"));
@@ -116,6 +116,31 @@ fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() 
     let began = history.lines().last().and_then(|line| line.split_whitespace().nth(1));
     let began = began.and_then(|began| began.strip_prefix("0/"));
     assert_eq!(began.map(|began| format!("{began:0>16}")), Some(baseline), "{history}");
+}
+
+#[test]
+fn a_standby_that_is_no_heir_leaves_the_second_after_a_demotion_to_the_heir() {
+    let cluster = Cluster::pair();
+    cluster.add("pg03");
+    eventually(SECONDS, "pg03 is known as one that nobody waits for", || {
+        cluster.act("pg01", "monitor").with(8);
+        cluster.attribute("pg03", "Postgresql-status").as_deref() == Some("HS:potential")
+    });
+    // A demoted primary would serve it as a standby, with nothing to send.
+    cluster.refuse_replication("pg01");
+    cluster.act("pg01", "demote").with(0);
+    eventually(SECONDS, "pg03 has lost its primary", || {
+        cluster.sql("pg03", "select count(*) from pg_stat_wal_receiver") == "0"
+    });
+    cluster.forget_calls();
+    let monitored = std::thread::scope(|scope| {
+        let monitor = scope.spawn(|| cluster.act("pg03", "monitor").with(0));
+        std::thread::sleep(Duration::from_millis(500));
+        let calls = cluster.calls();
+        assert!(calls.len() <= 1, "clients wait, and it asks and tells: {calls:#?}");
+        monitor.join().expect("ended")
+    });
+    assert!(monitored.took >= Duration::from_secs(1), "{:?}", monitored.took);
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::sys::signal::Signal;
@@ -23,6 +23,8 @@ use crate::{
 /// How often the constraint is looked at.
 const LOOK: Duration = Duration::from_millis(10);
 const LIMIT: Duration = Duration::from_secs(20);
+/// How long after a promotion the new primary's first monitor has told its promotion score.
+const FIRST_MONITOR: Duration = Duration::from_millis(500);
 
 pub(crate) const NODES: [&str; 2] = ["pg01", "pg02"];
 
@@ -90,6 +92,10 @@ pub(crate) struct Director {
 struct State {
     /// None while it is on its way.
     primary: Option<&'static str>,
+    /// Who has the higher promotion score: the old primary, until the first monitor of the new one.
+    preferred: &'static str,
+    /// The constraint of a move has gone before that: Pacemaker would have taken the role back.
+    taken_back: bool,
     /// Holds the next move between demotion and promotion.
     snare: Option<Arc<Snare>>,
 }
@@ -120,7 +126,12 @@ impl Director {
             nodes: [Node::new("pg01", "127.0.0.1"), Node::new("pg02", "127.0.0.2")],
             port: free_port(),
             tools: tempfile::tempdir().unwrap(),
-            state: Mutex::new(State { primary: Some("pg01"), snare: None }),
+            state: Mutex::new(State {
+                primary: Some("pg01"),
+                preferred: "pg01",
+                taken_back: false,
+                snare: None,
+            }),
         });
         for (name, text) in [("crm_mon", CRM_MON), ("cibadmin", CIBADMIN)] {
             let tool = director.tools.path().join(name);
@@ -267,17 +278,47 @@ impl Director {
         client.simple_query("SELECT pg_promote()").await.unwrap();
         self.state.lock().unwrap().primary = Some(to);
         self.show();
+        self.first_monitor(to).await;
         self.answers(old).await;
+    }
+
+    /// The new primary's first monitor says whom Pacemaker shall prefer; until then the constraint has to stand.
+    async fn first_monitor(&self, of: &'static str) {
+        let until = Instant::now() + FIRST_MONITOR;
+        // Taken away in the middle of the move it would have let Pacemaker choose whom to promote.
+        let stood = self.has_constraint();
+        while Instant::now() < until {
+            if stood && !self.has_constraint() {
+                self.state.lock().unwrap().taken_back = true;
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        self.state.lock().unwrap().preferred = of;
+        self.show();
+    }
+
+    /// Whether a constraint ever went too early.
+    pub(crate) fn was_taken_back(&self) -> bool {
+        self.state.lock().unwrap().taken_back
     }
 
     /// Writes what crm_mon prints.
     fn show(&self) {
-        let primary = self.primary();
+        let (primary, preferred) = {
+            let state = self.state.lock().unwrap();
+            (state.primary, state.preferred)
+        };
         let of_each = |make: &dyn Fn(&str) -> String| NODES.map(make).concat();
         let nodes = of_each(&|node| {
             format!(
                 "<node name=\"{node}\" id=\"{node}\" online=\"true\" standby=\"false\" \
                  maintenance=\"false\" pending=\"false\" unclean=\"false\" type=\"member\"/>"
+            )
+        });
+        let attributes = of_each(&|node| {
+            let score = if preferred == node { 1000 } else { 100 };
+            format!(
+                "<node name=\"{node}\"><attribute name=\"master-Postgresql\" value=\"{score}\"/></node>"
             )
         });
         let instances = of_each(&|node| {
@@ -295,6 +336,7 @@ impl Director {
              with_quorum=\"true\"/><cluster_options stonith-enabled=\"true\" \
              maintenance-mode=\"false\"/></summary><nodes>{nodes}</nodes><resources>\
              <clone id=\"msPostgresql\" multi_state=\"true\">{instances}</clone></resources>\
+             <node_attributes>{attributes}</node_attributes>\
              <status code=\"0\" message=\"OK\"/></pacemaker-result>"
         );
         let (file, new) = (self.tools.path().join("crm_mon.xml"), self.tools.path().join("new"));

@@ -307,6 +307,9 @@ impl Stage {
         if self.is_locked().await || self.director.has_constraint() {
             return Err("the lock or the constraint is there".to_owned());
         }
+        if self.director.was_taken_back() {
+            return Err("the constraint went before the new primary's first monitor".to_owned());
+        }
         // Whatever an operator would see before the next failover, agents that are not healthy yet among it.
         match &self.status().await?["problems"] {
             Value::Array(problems) if problems.is_empty() => Ok(()),

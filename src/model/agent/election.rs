@@ -146,8 +146,6 @@ pub fn shutdown_refusal(cib: &Cib, own: &str, names: &Names, received: Position)
 /// What has to be revoked in the CIB before node `own` may accept writes.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Revocation {
-    /// Nodes whose promotion score becomes -INFINITY.
-    pub scores: Vec<String>,
     /// Nodes whose data status becomes `DISCONNECT`.
     pub data_statuses: Vec<String>,
     /// Nodes, `own` included, whose claim of a quorum ends.
@@ -156,16 +154,13 @@ pub struct Revocation {
 
 /// Lists the claims of others that end when `own` becomes the primary.
 pub fn revocation(cib: &Cib, own: &str, names: &Names) -> Revocation {
-    let of = |wanted: &dyn Fn(&Node) -> bool| {
-        let others = cib.nodes.values().filter(|node| node.name != own && wanted(node));
-        others.map(|node| node.name.clone()).collect()
+    let claims = |node: &&Node| {
+        let data = node.data_status(names);
+        data.is_some_and(DataStatus::is_complete) || data == Some(DataStatus::Async)
     };
+    let others = cib.nodes.values().filter(|node| node.name != own);
     Revocation {
-        scores: of(&|node| node.score(names).is_some_and(Score::allows_promotion)),
-        data_statuses: of(&|node| {
-            let data = node.data_status(names);
-            data.is_some_and(DataStatus::is_complete) || data == Some(DataStatus::Async)
-        }),
+        data_statuses: others.filter(claims).map(|node| node.name.clone()).collect(),
         quorums: cib
             .nodes
             .values()
@@ -270,7 +265,6 @@ mod tests {
             node("pg03", &[("score", "-INFINITY")], Some("STREAMING|POTENTIAL")),
         ]);
         let revoked = revocation(&cib, "pg02", &names);
-        assert_eq!(revoked.scores, ["pg01"]);
         assert_eq!(revoked.data_statuses, ["pg01"]);
     }
 

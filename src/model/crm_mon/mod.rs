@@ -177,6 +177,25 @@ impl PacemakerView {
         self.instances.iter().find(|instance| instance.node.as_deref() == Some(node))
     }
 
+    /// What becomes of the promoted role of `resource` when the constraint that moved it goes.
+    pub fn without_constraint(&self, resource: &str) -> Without {
+        let promoting = Role::Other("Promoting".to_owned());
+        if self.instances.iter().any(|instance| instance.role == promoting) {
+            return Without::Promoting;
+        }
+        let [promoted] = self.promoted()[..] else { return Without::Stays };
+        let attribute = format!("master-{resource}");
+        let of = |node: &Node| node.attributes.get(&attribute).map(|text| score(text));
+        let own = self.nodes.iter().find(|node| node.name == promoted).and_then(of);
+        let rival = |node: &&Node| node.online && node.name != promoted && of(node) >= own;
+        match self.nodes.iter().filter(|node| of(node).is_some()).find(rival) {
+            None => Without::Stays,
+            Some(rival) => {
+                Without::Leaves { promoted: promoted.to_owned(), rival: rival.name.clone() }
+            }
+        }
+    }
+
     /// The name that this Pacemaker prefers for the promoted role: `Master` before 2.1.
     pub fn promoted_role_name(&self) -> &'static str {
         let mut parts = self.version.split(['.', '-']).map(|part| part.parse::<u32>().ok());
@@ -184,6 +203,26 @@ impl PacemakerView {
             (Some(major), Some(minor)) if (major, minor) < (2, 1) => "Master",
             _ => "Promoted",
         }
+    }
+}
+
+/// See [`PacemakerView::without_constraint`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Without {
+    /// It stays where it is. Where no node is promoted, Pacemaker promotes whom it likes.
+    Stays,
+    /// A node is just being promoted: how that ends decides.
+    Promoting,
+    /// Pacemaker may move it to `rival`, whose promotion score is as high as that of `promoted` or higher.
+    Leaves { promoted: String, rival: String },
+}
+
+/// A score as Pacemaker writes it; one that cannot be read counts as none.
+fn score(text: &str) -> i64 {
+    match text {
+        "INFINITY" | "+INFINITY" => i64::MAX,
+        "-INFINITY" => i64::MIN,
+        number => number.parse().unwrap_or(0),
     }
 }
 

@@ -60,6 +60,36 @@ fn decision(view: &PacemakerView, node: &str) -> Decision {
     decide(view, node, "10.0.0.9".parse().unwrap(), Ok(&primary_facts()))
 }
 
+#[test]
+fn without_its_constraint_the_role_leaves_for_a_node_online_of_as_high_a_score() {
+    for (name, mut view) in views("healthy") {
+        let promoted = view.promoted()[0].to_owned();
+        let own = view.nodes.iter().position(|node| node.name == promoted).unwrap();
+        let other = (own + 1) % view.nodes.len();
+        let rival = view.nodes[other].name.clone();
+        let attribute = || "master-Postgresql".to_owned();
+        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}");
+        let as_high = view.nodes[own].attributes[&attribute()].clone();
+        let leaves = Without::Leaves { promoted, rival };
+        for score in [as_high.as_str(), "INFINITY"] {
+            view.nodes[other].attributes.insert(attribute(), score.to_owned());
+            assert_eq!(view.without_constraint("Postgresql"), leaves, "{name}: {score}");
+        }
+        view.nodes[other].online = false;
+        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}");
+        view.nodes[other].online = true;
+        view.nodes[own].attributes.remove(&attribute());
+        assert_eq!(view.without_constraint("Postgresql"), leaves, "{name}: no score yet");
+        view.nodes.iter_mut().for_each(|node| node.attributes.clear());
+        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}: no scores");
+        view.instances[0].role = Role::Other("Promoting".to_owned());
+        assert_eq!(view.without_constraint("Postgresql"), Without::Promoting, "{name}");
+    }
+    for (name, view) in views("mid-switchover") {
+        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}: demoting");
+    }
+}
+
 #[derive(Debug, PartialEq)]
 enum Expected {
     OnePrimary,

@@ -237,9 +237,11 @@ impl pb::agent_server::Agent for Api {
         let (_, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
         self.fence(&claim)?;
         let mover = part(&self.parts.mover, "Pacemaker to remove a constraint from")?;
-        let attempt = claim.attempt.clone();
+        let (attempt, token, gate) = (claim.attempt.clone(), claim.token, self.parts.gate.clone());
         self.carry_out("unmigrate", claim, LIMIT, async move {
-            let removed = mover.unmigrate(&attempt).await;
+            let is_newest =
+                || gate.lock().unwrap_or_else(PoisonError::into_inner).admit(token).is_ok();
+            let removed = mover.unmigrate(&attempt, is_newest).await;
             let removed = removed.map_err(|error| answer::failed(&error))?;
             Ok(pb::UnmigrateResponse { removed })
         })

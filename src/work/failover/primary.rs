@@ -17,6 +17,7 @@ use crate::{
     edge::peer::{PeerError, pb},
     error::chain,
     model::cluster::{ClusterView, Primary},
+    work::mover::PATIENCE,
 };
 
 /// A move is not begun with less than this to go.
@@ -232,7 +233,7 @@ impl Failover {
         let Ok(before) = self.primary_before() else { return };
         let agents = supervises(&self.state().agents, &[&before.name]);
         let Some(agent) = agents.first() else { return };
-        let limit = self.options.resume_timeout / 2;
+        let limit = PATIENCE + self.options.resume_timeout / 2;
         self.awaiting("unmigrate", &[agent.peer.name().to_owned()]);
         if agent.peer.unmigrate(self.attempt(), limit).await.is_ok() {
             self.state().constraint_removed = true;
@@ -245,7 +246,7 @@ impl Failover {
         if !self.state().may_have_constraint() {
             return Vec::new();
         }
-        let (attempt, limit) = (self.attempt(), self.options.resume_timeout);
+        let (attempt, limit) = (self.attempt(), PATIENCE + self.options.resume_timeout);
         let mover = self.state().still_moving.clone();
         let call = |agent: Arc<Agent>| {
             let attempt = attempt.clone();

@@ -11,6 +11,7 @@ use crate::{
     edge::lock::{Acquired, LockError},
     error::chain,
     model::attempt::Attempt,
+    work::mover::PATIENCE,
 };
 
 /// What a step may take beyond the limits inside it, before the pipeline cuts it off.
@@ -35,7 +36,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
         on_timeout: TroubleKind::Unanswered,
         undo: Some(Undo {
             act: |f| Box::pin(f.undo_lock()),
-            limit: |f| f.options.resume_timeout + SLACK,
+            limit: |f| PATIENCE + f.options.resume_timeout + SLACK,
         }),
     },
     Step {
@@ -62,7 +63,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
         on_timeout: TroubleKind::Failed,
         undo: Some(Undo {
             act: |f| Box::pin(f.undo_migrate()),
-            limit: |f| f.options.resume_timeout + f.options.pause_expiry + SLACK,
+            limit: |f| PATIENCE + f.options.resume_timeout + f.options.pause_expiry + SLACK,
         }),
     },
     Step {
@@ -82,7 +83,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
     Step {
         name: "unmigrate",
         act: |f| Box::pin(f.unmigrate()),
-        limit: |f| CLIENTS_FIRST + f.options.resume_timeout * 3 / 2 + SLACK,
+        limit: |f| CLIENTS_FIRST + 2 * PATIENCE + f.options.resume_timeout * 3 / 2 + SLACK,
         on_timeout: TroubleKind::Failed,
         undo: None,
     },

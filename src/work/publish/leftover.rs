@@ -8,7 +8,11 @@ use tokio::time::Instant;
 use super::{Publisher, Stored};
 use crate::{
     edge::{clock, command::Run, pacemaker::PacemakerError, postgres::LocalPostgres},
-    model::{attempt::LOCK, crm_mon::PacemakerView, location::Location},
+    model::{
+        attempt::LOCK,
+        crm_mon::{PacemakerView, Without},
+        location::Location,
+    },
 };
 
 /// How often the primary's node looks for constraints that nobody needs, when nothing hints at one.
@@ -39,13 +43,15 @@ impl Leftover {
         hint || self.swept_at.is_none_or(|at| at.elapsed() >= SWEEP)
     }
 
-    /// Whether nobody needs `constraint` any more.
-    fn may_go(&mut self, constraint: &Location) -> bool {
+    /// Whether nobody needs `constraint` any more; `stays` is whether the promoted role stays without it.
+    fn may_go(&mut self, constraint: &Location, stays: bool) -> bool {
         if constraint.until.as_deref().and_then(clock::is_past).unwrap_or(false) {
             return true;
         }
         match &self.orphan {
-            Some((until, since)) if *until == constraint.until => since.elapsed() >= ORPHANED,
+            Some((until, since)) if *until == constraint.until => {
+                stays && since.elapsed() >= ORPHANED
+            }
             _ => {
                 self.orphan = Some((constraint.until.clone(), Instant::now()));
                 false
@@ -81,7 +87,8 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
         };
         // Since this look began somebody may have taken the lock.
         let is_free = async || self.etcd.get(LOCK).await.is_ok_and(|lock| lock.is_none());
-        if !self.leftover.may_go(ours) || !is_free().await {
+        let stays = view.without_constraint(self.pacemaker.resource()) == Without::Stays;
+        if !self.leftover.may_go(ours, stays) || !is_free().await {
             return Ok(false);
         }
         self.leftover.orphan = None;

@@ -25,7 +25,7 @@ use crate::{
         command::{Processes, Run},
         etcd::{Entry, Etcd, EtcdError, Expect, Put, Swap},
         pacemaker::Pacemaker,
-        poke,
+        poke::{self, Urgency},
         postgres::{LocalPostgres, Postgres},
     },
     error::chain,
@@ -48,6 +48,10 @@ const BURST: Duration = Duration::from_secs(1);
 /// … this often. crm_mon, which costs a hundred times as much, is asked again only while Postgres
 /// says that it is a primary that is not published yet.
 const BURST_INTERVAL: Duration = Duration::from_millis(20);
+/// The agent ends a moment before Pacemaker knows the result, and a look that comes too early puts off the next.
+const REPORTED: Duration = Duration::from_millis(5);
+/// The least time between two looks that pokes ask for at once.
+const HURRY_INTERVAL: Duration = Duration::from_millis(200);
 /// A primary that is published already is asked this often: it may have become one anew.
 const PUBLISHED_INTERVAL: Duration = Duration::from_millis(200);
 /// Called with the fencing token of whoever holds the failover lock, at each look.
@@ -125,6 +129,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
         let socket = self.listen();
         let mut burst_ends = Instant::now();
         let mut look_due = Instant::now();
+        let mut hurried_at: Option<Instant> = None;
         while !stop.is_set() {
             if is_due(look_due, burst_ends) || self.is_unpublished_primary().await {
                 self.round().await;
@@ -139,9 +144,18 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             };
             tokio::select! {
                 () = stop.wait() => {}
-                () = poked(socket.as_ref()) => {
+                urgency = poked(socket.as_ref()) => {
                     burst_ends = Instant::now() + BURST;
                     look_due = look_due.min(burst_ends);
+                    // From anybody on this machine: not more often than this.
+                    let may_hurry = hurried_at.is_none_or(|at| at.elapsed() >= HURRY_INTERVAL);
+                    if urgency == Urgency::Now && may_hurry {
+                        sleep(REPORTED).await;
+                        self.round().await;
+                        hurried_at = Some(Instant::now());
+                        // By then standbys have connected to a new primary.
+                        look_due = Instant::now() + BURST.min(self.pause());
+                    }
                 }
                 () = sleep(wait) => {}
             }
@@ -342,13 +356,12 @@ fn shown(value: &str) -> String {
     value.chars().take(100).collect()
 }
 
-/// Returns when somebody pokes, and forgets the other pokes that wait; never without a socket.
-async fn poked(socket: Option<&UnixDatagram>) {
+/// Returns when somebody pokes; never without a socket.
+async fn poked(socket: Option<&UnixDatagram>) -> Urgency {
     let Some(socket) = socket else { return std::future::pending().await };
-    let mut nothing = [0_u8; 16];
-    if socket.recv(&mut nothing).await.is_err() {
+    match poke::poked(socket).await {
+        Ok(urgency) => urgency,
         // The poll goes on; a socket that fails at once must not make it a busy loop.
-        std::future::pending::<()>().await;
+        Err(_) => std::future::pending().await,
     }
-    while socket.try_recv(&mut nothing).is_ok() {}
 }

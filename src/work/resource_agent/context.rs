@@ -12,7 +12,7 @@ use crate::{
         attributes::{AttributeError, Attributes},
         command::{Call, Run},
         identity::Identity,
-        poke,
+        poke::{self, Urgency},
         postmaster::{Postmaster, PostmasterError, find_bindir},
         server_log::ServerLog,
     },
@@ -286,9 +286,9 @@ impl<R: Run + Clone> Agent<R> {
         Position { timeline: self.postmaster.wal_timeline().max(checkpoint), lsn }
     }
 
-    /// Makes supervise look at once; without supervise nothing is lost.
-    pub(super) fn poke(&self) {
-        let _ = poke::poke(Path::new(poke::SOCKET));
+    /// Makes supervise look; without supervise nothing is lost.
+    pub(super) fn poke(&self, urgency: Urgency) {
+        let _ = poke::poke(Path::new(poke::SOCKET), urgency);
     }
 
     /// Logs an attribute that could not be set and that the next monitor will set.

@@ -13,7 +13,7 @@ use super::{
     data, shutdown,
 };
 use crate::{
-    edge::{agent_sql::Remote, attributes::AttributeError, command::Run},
+    edge::{agent_sql::Remote, attributes::AttributeError, command::Run, poke::Urgency},
     error::chain,
     model::agent::{
         cib::{Cib, Node},
@@ -58,7 +58,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     );
     proven?;
     started?;
-    agent.poke();
+    agent.poke(Urgency::Soon);
     Ok(OcfCode::Success)
 }
 

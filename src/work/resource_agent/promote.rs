@@ -14,6 +14,7 @@ use crate::{
         agent_sql::{Local, State},
         attributes::AttributeError,
         command::Run,
+        poke::Urgency,
     },
     model::agent::{
         cib::{Cib, Node},
@@ -34,7 +35,8 @@ const SLOT_SYNC: Duration = Duration::from_millis(50);
 /// Promotes the local server and returns once it accepts writes.
 ///
 /// What else the CIB should say of a primary is left to its first monitor, which Pacemaker runs at once:
-/// here clients wait.
+/// here clients wait. Until then others may have a higher promotion score. Nothing rests on scores: should
+/// Pacemaker think of promoting one of them, its promotion goes by the claims.
 pub(super) async fn run<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     is_notified: bool,
@@ -56,7 +58,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(
         joined => joined?,
     };
     if !state.in_recovery {
-        agent.poke();
+        agent.poke(Urgency::Now);
         return Ok(OcfCode::Success);
     }
     refuse_if_unfit(agent, &local, &cib, &state).await?;
@@ -74,10 +76,9 @@ pub(super) async fn run<R: Run + Clone + 'static>(
             tell_status(agent).await;
         }
     };
-    let (promoted, (), ()) =
-        tokio::join!(until_writable(agent, &local), told, end_scores_of_others(agent, &ends));
+    let (promoted, ()) = tokio::join!(until_writable(agent, &local), told);
     promoted?;
-    agent.poke();
+    agent.poke(Urgency::Now);
     Ok(OcfCode::Success)
 }
 
@@ -85,7 +86,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(
 fn promoted_already<R: Run + Clone>(agent: &Agent<R>, error: &Failure) -> OcfCode {
     info!(agent.log, "the server is the primary already, though it does not answer";
         "event" => "agent.promote.busy", "error" => &error.reason);
-    agent.poke();
+    agent.poke(Urgency::Now);
     OcfCode::Success
 }
 
@@ -141,15 +142,6 @@ async fn take_over_claims<R: Run + Clone>(
     // Until the promotion begins all claims are true, so that their order does not matter.
     tokio::try_join!(own, agent.attributes.set_data_statuses(&lost), quorums)?;
     Ok(())
-}
-
-/// Lowers the scores of the others, so that Pacemaker does not think of promoting one of them. Nothing
-/// rests on that: a promotion goes by the claims, and the monitor of the primary repairs what fails here.
-async fn end_scores_of_others<R: Run + Clone>(agent: &Agent<R>, ends: &Revocation) {
-    for node in &ends.scores {
-        let ended = agent.attributes.set_score(node, Score::NEVER).await;
-        agent.tolerate("promotion score", ended);
-    }
 }
 
 /// Lets the standbys that are notified of this promotion find their primary. Others find it after the first

@@ -10,7 +10,7 @@ use super::{
     shutdown,
 };
 use crate::{
-    edge::{attributes::AttributeError, command::Run},
+    edge::{attributes::AttributeError, command::Run, poke::Urgency},
     error::chain,
     model::agent::{
         claim::{DataStatus, Status},
@@ -51,7 +51,7 @@ pub(super) async fn run<R: Run + Clone>(agent: &Agent<R>) -> Result<OcfCode, Fai
     let alone = agent.alone_file();
     // A count of lonely monitors belongs to one run of the server.
     let _ = std::fs::remove_file(alone);
-    agent.poke();
+    agent.poke(Urgency::Soon);
     Ok(OcfCode::Success)
 }
 
