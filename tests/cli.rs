@@ -4,6 +4,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     process::{Command, Output},
 };
 
@@ -153,4 +154,29 @@ fn shown_configuration_passes_its_own_check() {
     fs::write(&path, pgcm(&["show-config"]).stdout).expect("writable");
     let output = pgcm(&["--config-file", &path.to_string_lossy(), "check-config"]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+}
+
+#[test]
+fn the_alert_wakes_supervise_for_promotions_and_for_what_happens_to_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let poked = dir.path().join("poked");
+    let stand_in = dir.path().join("pgcm");
+    fs::write(&stand_in, format!("#!/bin/sh\necho \"$1\" > {}\n", poked.display())).unwrap();
+    fs::set_permissions(&stand_in, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let alert = concat!(env!("CARGO_MANIFEST_DIR"), "/resource-agents/alert");
+    for (kind, task, wakes) in [
+        ("resource", "promote", true),
+        ("resource", "demote", false),
+        ("resource", "monitor", false),
+        ("node", "", true),
+        ("fencing", "", true),
+    ] {
+        let _ = fs::remove_file(&poked);
+        let mut call = Command::new("sh");
+        call.arg(alert).env("PATH", &path);
+        let status = call.env("CRM_alert_kind", kind).env("CRM_alert_task", task).status();
+        assert!(status.unwrap().success(), "{kind} {task}");
+        assert_eq!(poked.exists(), wakes, "{kind} {task}");
+    }
 }
