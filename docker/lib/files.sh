@@ -30,6 +30,11 @@ enable() {
   for unit in "$@"; do ln -sf "/usr/lib/systemd/system/$unit.service" "$wants/$unit.service"; done
 }
 
+# What PgBouncer and Postgres know of user app's password, which is app. With the same secret on both sides
+# PgBouncer logs in by what the client's own login proved; from the password it would have to derive a key for
+# each connection, and after a failover clients wait for that.
+app_secret='SCRAM-SHA-256$4096:QUH/Y5selLE8r/tbhhVwGg==$oipcbTMdf8JOmTJZq9fiotoe6f9cONDwYTpqiWKPncI=:efJCDK79O33htYkIBbE9aXgzEI1ZM59eRLFSd3aCcME='
+
 # Every node: PgBouncer, pgcm's configuration, and the proxy.
 write_common_files() {
   local node=$1 tree=$2
@@ -37,7 +42,7 @@ write_common_files() {
   cp "$root/config/pgbouncer.ini.template" "$tree/etc/pgbouncer/"
   # PgBouncer starts without databases and waits for the proxy to render the template.
   grep -v '{{' "$root/config/pgbouncer.ini.template" > "$tree/etc/pgbouncer/pgbouncer.ini"
-  echo '"app" "app"' > "$tree/etc/pgbouncer/userlist.txt"
+  echo "\"app\" \"$app_secret\"" > "$tree/etc/pgbouncer/userlist.txt"
   chmod 0640 "$tree"/etc/pgbouncer/{pgbouncer.ini,userlist.txt}
   fill config.toml "$node" > "$tree/etc/pgsql-cluster-manager/config.toml"
   install -m 0600 "$work_dir/secrets/token" "$tree/etc/pgsql-cluster-manager/token"
