@@ -14,7 +14,19 @@ cluster_problems() {
     echo "Postgresql-status is '$statuses' instead of '$expected'"
     return 1
   fi
+  # A failover may be the first thing that somebody tries: what is published must have come as far.
+  if [ "$(current_mode)" != async ] && ! synchronous_standby_is_published; then
+    echo "pgcm has published no synchronous standby"
+    return 1
+  fi
   on_each pgbouncer_problem "${nodes[@]}"
+}
+
+synchronous_standby_is_published() {
+  local status
+  # Its exit code is about more than this.
+  status=$(in_node app01 timeout 15 pgcm status --output json 2> /dev/null) || true
+  grep -qE '"sync_state": ?"(sync|quorum)"' <<< "$status"
 }
 
 # What the three nodes say of themselves when all is well, sorted.

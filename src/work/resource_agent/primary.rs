@@ -14,6 +14,7 @@ use crate::{
     edge::{
         agent_sql::{Local, State},
         command::Run,
+        poke::Urgency,
     },
     error::chain,
     model::agent::{
@@ -73,6 +74,10 @@ pub(super) async fn duties<R: Run + Clone>(
         return Ok(());
     }
     slots::keep_on_primary(agent, local, &cib, &state).await;
+    if !steps.is_empty() {
+        // Whom commits wait for is about to change, and with it what is published.
+        agent.poke(Urgency::Soon);
+    }
     for step in steps {
         if changes_waiting(&step) {
             // What this node's CIB says counts only if the majority's says so too: in a partition a
