@@ -33,6 +33,7 @@ enable() {
 # What PgBouncer and Postgres know of user app's password, which is app. With the same secret on both sides
 # PgBouncer logs in by what the client's own login proved; from the password it would have to derive a key for
 # each connection, and after a failover clients wait for that.
+# shellcheck disable=SC2016 # its dollar signs are its own
 app_secret='SCRAM-SHA-256$4096:QUH/Y5selLE8r/tbhhVwGg==$oipcbTMdf8JOmTJZq9fiotoe6f9cONDwYTpqiWKPncI=:efJCDK79O33htYkIBbE9aXgzEI1ZM59eRLFSd3aCcME='
 
 # Every node: PgBouncer, pgcm's configuration, and the proxy.
