@@ -3,13 +3,14 @@
 use std::{
     collections::BTreeMap,
     fs,
-    net::TcpListener,
     os::unix::{fs::PermissionsExt, process::CommandExt},
     path::{Path, PathBuf},
     process::{Command, Output},
     sync::OnceLock,
     time::{Duration, Instant},
 };
+
+use crate::port::free_port;
 
 /// How an action ended.
 #[derive(Debug)]
@@ -122,9 +123,7 @@ impl Cluster {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("chmod");
         // One port for all nodes, each on an address of its own.
-        let listener = TcpListener::bind("127.0.0.2:0").expect("a free port");
-        let port = listener.local_addr().expect("bound").port();
-        let cluster = Self { dir, port, parameters: BTreeMap::new() };
+        let cluster = Self { dir, port: free_port(), parameters: BTreeMap::new() };
         cluster.write_cib();
         cluster.copy(template(&cluster), &cluster.data("pg01"));
         cluster

@@ -8,6 +8,8 @@ mod cluster;
 mod conformance;
 mod crash;
 mod matrix;
+#[path = "../support/port.rs"]
+mod port;
 mod quorum;
 mod rejoin;
 mod slots;

@@ -193,6 +193,7 @@ impl Director {
 
     async fn answers(&self, node: &Node) {
         eventually(LIMIT, &format!("Postgres on {} answers", node.name), || async {
+            node.process.lock().unwrap().iter().for_each(Process::assert_runs);
             self.client(node.name).await.is_ok()
         })
         .await;

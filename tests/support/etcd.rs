@@ -51,8 +51,9 @@ impl EtcdServer {
         let log = self.dir.path().join("log");
         self.process = Some(Process::start(&program, &args, &log, false));
         let etcd = self.client();
-        let etcd = &etcd;
+        let (etcd, process) = (&etcd, self.process.as_ref().expect("just started"));
         eventually(Duration::from_secs(20), "etcd answers", || async move {
+            process.assert_runs();
             etcd.get("/none").await.is_ok()
         })
         .await;

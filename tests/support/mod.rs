@@ -8,15 +8,17 @@ pub mod fake_cluster;
 pub mod fake_console;
 pub mod pgbouncer;
 pub mod pgcm;
+pub(crate) mod port;
 pub mod postgres;
 pub mod process;
 pub mod stage;
 
 use std::{
     future::Future,
-    net::TcpListener,
     time::{Duration, Instant},
 };
+
+pub(crate) use port::free_port;
 
 /// Waits until `check` holds.
 ///
@@ -32,10 +34,4 @@ pub async fn eventually<F: Future<Output = bool>>(
         assert!(Instant::now() < end, "not within {limit:?}: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-}
-
-/// A port on 127.0.0.1 that nobody listens on now.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("an address").port()
 }

@@ -50,8 +50,9 @@ impl Pgbouncer {
         let file = self.file.to_str().expect("UTF-8").to_owned();
         let log = self.dir.path().join("output");
         self.process = Some(Process::start(&program, &["-q", &file], &log, true));
-        let console = &self.console();
+        let (process, console) = (self.process.as_ref().expect("just started"), &self.console());
         eventually(Duration::from_secs(10), "PgBouncer's console answers", || async move {
+            process.assert_runs();
             console.connect().await.is_ok()
         })
         .await;

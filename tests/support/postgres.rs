@@ -55,6 +55,7 @@ async fn serve(dir: tempfile::TempDir, settings: &[&str]) -> Postgres {
     let process = Process::start(&postgres_binary("postgres"), &args, log, true);
     let postgres = Postgres { process: process.ending_with(Signal::SIGQUIT), dir, port };
     eventually(Duration::from_secs(20), "Postgres answers", || async {
+        postgres.process.assert_runs();
         connect(postgres.port, "postgres").await.is_ok()
     })
     .await;

@@ -9,7 +9,10 @@ use std::{
 };
 
 use nix::{
-    sys::signal::{Signal, kill},
+    sys::{
+        signal::{Signal, kill},
+        wait::{Id, WaitPidFlag, WaitStatus, waitid},
+    },
     unistd::{Pid, User, geteuid},
 };
 
@@ -17,6 +20,7 @@ use nix::{
 pub struct Process {
     child: Child,
     last: Signal,
+    log: PathBuf,
 }
 
 impl Process {
@@ -46,7 +50,7 @@ impl Process {
         }
         let child = command.spawn();
         let child = child.unwrap_or_else(|error| panic!("cannot start {program:?}: {error}"));
-        Self { child, last: Signal::SIGKILL }
+        Self { child, last: Signal::SIGKILL, log: log.to_owned() }
     }
 
     /// Ends with `signal` instead of SIGKILL.
@@ -58,6 +62,16 @@ impl Process {
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a PID"));
         kill(pid, signal).expect("the process is there");
+    }
+
+    /// # Panics
+    /// When it has ended, with what it printed: nobody need wait for it any longer.
+    pub fn assert_runs(&self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id()).expect("a PID"));
+        let flags = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let status = waitid(Id::Pid(pid), flags).expect("the process is there");
+        let runs = status == WaitStatus::StillAlive;
+        assert!(runs, "{status:?}: {}", fs::read_to_string(&self.log).unwrap_or_default());
     }
 
     /// Waits for an end with success.
