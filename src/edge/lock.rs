@@ -14,6 +14,9 @@ use tokio::{
 use super::etcd::{Etcd, EtcdError, Expect, Put, Swap};
 use crate::model::attempt::{Attempt, LOCK};
 
+/// How often an update catches up with those before it that were given up: there is one such for a step.
+const UPDATE_TRIES: usize = 5;
+
 /// How the lock behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct LockOptions {
@@ -31,6 +34,8 @@ pub enum LockError {
     Lost,
     #[error("the failover lock is not held")]
     NotHeld,
+    #[error("the failover lock is ours, and somebody else keeps writing to its key")]
+    Contended,
 }
 
 /// How an acquisition ended.
@@ -66,6 +71,8 @@ struct State {
     token: i64,
     /// As `token`, but kept when the lock is released.
     fencing_token: i64,
+    /// Modification of the key that the next update is to follow: the last one known of.
+    revision: i64,
     /// Until when the lease surely lives: counted from before its last renewal was sent.
     live_until: Instant,
     renewal: Option<AbortHandle>,
@@ -89,6 +96,7 @@ impl Lock {
             lease: 0,
             token: 0,
             fencing_token: 0,
+            revision: 0,
             live_until: Instant::now(),
             renewal: None,
         };
@@ -172,6 +180,7 @@ impl Lock {
         let mut state = self.shared.state();
         state.token = token;
         state.fencing_token = token;
+        state.revision = token;
         state.live_until = asked + self.options.lease;
         let renewal = renew(self.etcd.clone(), self.shared.clone(), lease, self.options.lease);
         state.renewal = Some(tokio::spawn(renewal).abort_handle());
@@ -211,6 +220,9 @@ impl Lock {
 
     /// [`Self::update`], and `beside` is written in the same transaction: only while the lock is ours.
     ///
+    /// May be given up at any time. What an update that was given up wrote, or may yet write, never
+    /// replaces what a later one tells.
+    ///
     /// # Errors
     /// As [`Self::update`].
     pub async fn update_with(
@@ -229,15 +241,36 @@ impl Lock {
             let value = encode(&state.attempt);
             (Put { key: LOCK.to_owned(), value, lease: state.lease }, state.token)
         };
-        let expect = [(LOCK, Expect::CreateRevision(token))];
         let puts: Vec<Put> = std::iter::once(put).chain(beside).collect();
-        match self.etcd.put_if(&expect, &puts).await {
-            Ok(Swap::Done(_)) => Ok(()),
-            Ok(Swap::Changed) => {
+        for _ in 0..UPDATE_TRIES {
+            let known = self.shared.state().revision;
+            // etcd answers requests of one connection in any order: a request that was given up, and
+            // comes later, finds another modification than it was to follow.
+            let expect =
+                [(LOCK, Expect::CreateRevision(token)), (LOCK, Expect::ModRevision(known))];
+            match self.etcd.put_if(&expect, &puts).await.map_err(LockError::Etcd)? {
+                Swap::Done(revision) => {
+                    self.shared.state().revision = revision;
+                    return Ok(());
+                }
+                Swap::Changed => self.catch_up(token).await?,
+            }
+        }
+        Err(LockError::Contended)
+    }
+
+    /// An update that was given up has come in between, or the lock is lost.
+    async fn catch_up(&self, token: i64) -> Result<(), LockError> {
+        let entry = self.etcd.get(LOCK).await.map_err(LockError::Etcd)?;
+        match entry.filter(|entry| entry.create_revision == token) {
+            Some(entry) => {
+                self.shared.state().revision = entry.mod_revision;
+                Ok(())
+            }
+            None => {
                 self.shared.lose();
                 Err(LockError::Lost)
             }
-            Err(error) => Err(LockError::Etcd(error)),
         }
     }
 
