@@ -65,7 +65,7 @@ systemd_arguments() {
 }
 
 make_node() {
-  local node=$1 host data options=() arguments=()
+  local node=$1 host data options=() init=/sbin/init arguments=()
   mapfile -t options < <(systemd_options)
   mapfile -t arguments < <(systemd_arguments)
   for host in "${nodes[@]}"; do
@@ -80,9 +80,12 @@ make_node() {
   elif [ "$cluster" = pgcm ]; then
     options+=(--publish 127.0.0.1:6432:6432)
   fi
-  if usr_is_shared; then options+=(--volume "$usr_volume:/usr"); fi
+  if usr_is_shared; then
+    options+=(--volume "$usr_volume:/usr" --volume /etc)
+    init=/usr/local/lib/playground/init-in-memory
+  fi
   docker create --name "$(container "$node")" --hostname "$node" --label "$label" --stop-timeout 60 \
-    --network "$network" --ip "$(address "$node")" "${options[@]}" "$image" /sbin/init "${arguments[@]}" > /dev/null
+    --network "$network" --ip "$(address "$node")" "${options[@]}" "$image" "$init" "${arguments[@]}" > /dev/null
   install_node_files "$node"
 }
 
