@@ -2,6 +2,7 @@
 //! replication connections.
 
 use std::{
+    future::Future,
     io,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
@@ -12,7 +13,7 @@ use tokio::time::timeout;
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
 use super::{
-    command::{CommandError, Run},
+    command::{CommandError, Output, Run},
     identity::Identity,
 };
 use crate::model::agent::{
@@ -213,6 +214,11 @@ fn standby(row: &SimpleQueryRow) -> Row {
     }
 }
 
+/// Makes a connection of libpq one for replication.
+pub(super) const REPLICATION: &str = "replication=true";
+/// Who a server is, and how far it has written or received.
+const IDENTIFY: &str = "IDENTIFY_SYSTEM";
+
 /// Asks other nodes over replication connections: the rights that every standby needs anyway.
 #[derive(Debug, Clone)]
 pub struct Remote<R> {
@@ -230,14 +236,33 @@ pub struct Remote<R> {
 impl<R: Run> Remote<R> {
     /// The system identifier and how far the node has written, or received, on which timeline.
     pub async fn identify(&self) -> Result<(String, Position), SqlError> {
-        let answer = self.ask("IDENTIFY_SYSTEM").await?;
+        let answer = self.ask(IDENTIFY).await?;
+        self.identity(&answer)
+    }
+
+    /// The same, asked once `go` says how long the answer may take, over a connection that is made
+    /// before that.
+    pub async fn identify_when(
+        &self,
+        go: impl Future<Output = Duration> + Send,
+    ) -> Result<(String, Position), SqlError> {
+        let input = async { (format!("{IDENTIFY};\n"), go.await) };
+        let conninfo = self.conninfo_with(REPLICATION);
+        // Unlike a command in its arguments, one that it reads does not make psql fail.
+        let args = ["-XAtq", "-F|", "-v", "ON_ERROR_STOP=1", &conninfo];
+        let output = self.user.run_fed(&self.run, &self.psql, &args, input).await;
+        let answer = self.answered(REPLICATION, output)?;
+        self.identity(&answer)
+    }
+
+    fn identity(&self, answer: &str) -> Result<(String, Position), SqlError> {
         let mut fields = answer.trim().split('|');
         let mut read = || {
             let system = fields.next()?.to_owned();
             let timeline = fields.next()?.parse().ok()?;
             Some((system, Position { timeline, lsn: fields.next()?.parse().ok()? }))
         };
-        read().ok_or_else(|| self.strange(&answer))
+        read().ok_or_else(|| self.strange(answer))
     }
 
     /// Whom the node's commits wait for: its `synchronous_standby_names`.
@@ -265,7 +290,7 @@ impl<R: Run> Remote<R> {
     }
 
     pub(super) async fn ask(&self, command: &str) -> Result<String, SqlError> {
-        self.ask_through("replication=true", "default", command).await
+        self.ask_through(REPLICATION, "default", command).await
     }
 
     /// Asks over a connection with further options of libpq; refusals come in psql's `verbosity`.
@@ -275,18 +300,28 @@ impl<R: Run> Remote<R> {
         verbosity: &str,
         command: &str,
     ) -> Result<String, SqlError> {
-        let seconds = self.limit.as_secs().max(2);
-        let conninfo = format!("{} {options} connect_timeout={seconds}", self.conninfo);
+        let conninfo = self.conninfo_with(options);
         let verbosity = format!("VERBOSITY={verbosity}");
         let args = ["-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
-        let output = self
-            .user
-            .run(&self.run, &self.psql, &args, self.limit)
-            .await
-            .map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
+        let output = self.user.run(&self.run, &self.psql, &args, self.limit).await;
+        self.answered(options, output)
+    }
+
+    fn conninfo_with(&self, options: &str) -> String {
+        let seconds = self.limit.as_secs().max(2);
+        format!("{} {options} connect_timeout={seconds}", self.conninfo)
+    }
+
+    fn answered(
+        &self,
+        options: &str,
+        output: Result<Output, CommandError>,
+    ) -> Result<String, SqlError> {
+        let output =
+            output.map_err(|source| SqlError::Command { address: self.address.clone(), source })?;
         if !output.success() {
             let reason = output.last_words().to_owned();
-            let kind = if options.contains("replication") { "replication" } else { "normal" };
+            let kind = if options == REPLICATION { "replication" } else { "normal" };
             return Err(SqlError::Unreachable { address: self.address.clone(), kind, reason });
         }
         Ok(output.stdout)

@@ -6,6 +6,7 @@ use nix::{
     sys::signal::{Signal, kill, killpg},
     unistd::Pid,
 };
+use tokio::io::AsyncWriteExt;
 
 /// One process to run to its end, in the root directory: whoever it runs as may be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,6 +87,23 @@ pub trait Run: Send + Sync {
     /// # Errors
     /// [`CommandError`] when the process cannot be started or outlives its limit.
     fn run(&self, call: Call) -> impl Future<Output = Result<Output, CommandError>> + Send;
+
+    /// Starts `call` at once and writes to its standard input what `input` becomes: then nobody waits
+    /// for the process to begin. It is killed when it has not ended in the time that `input` gives it,
+    /// from then on, whatever `call` says. Who only replays has no use for the input.
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    fn run_fed(
+        &self,
+        call: Call,
+        input: impl Future<Output = (String, Duration)> + Send,
+    ) -> impl Future<Output = Result<Output, CommandError>> + Send {
+        async move {
+            let (_, limit) = input.await;
+            self.run(Call { limit, ..call }).await
+        }
+    }
 }
 
 /// Runs real processes.
@@ -93,28 +111,53 @@ pub trait Run: Send + Sync {
 pub struct Processes;
 
 impl Run for Processes {
-    #[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
     async fn run(&self, call: Call) -> Result<Output, CommandError> {
-        let program = call.program;
-        let mut command = tokio::process::Command::new(&program);
-        command
-            .args(&call.args)
-            .envs(call.variables)
-            .current_dir("/")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .kill_on_drop(true);
-        let child = command.spawn().map_err(|source| not_started(&program, source))?;
-        match tokio::time::timeout(call.limit, child.wait_with_output()).await {
-            Err(_) => Err(CommandError::TimedOut { program, limit: call.limit }),
-            Ok(Err(source)) => Err(CommandError::Lost { program, source }),
-            Ok(Ok(output)) => Ok(Output {
-                status: status_code(output.status),
-                stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
-                stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
-            }),
+        let child = start(&call, Stdio::null())?;
+        end(child, call.program, call.limit).await
+    }
+
+    async fn run_fed(
+        &self,
+        call: Call,
+        input: impl Future<Output = (String, Duration)> + Send,
+    ) -> Result<Output, CommandError> {
+        let mut child = start(&call, Stdio::piped())?;
+        let (input, limit) = input.await;
+        if let Some(mut stdin) = child.stdin.take() {
+            // Less than a pipe holds. A process that reads none of it tells why when it ends.
+            let _ = stdin.write_all(input.as_bytes()).await;
         }
+        end(child, call.program, limit).await
+    }
+}
+
+#[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
+fn start(call: &Call, stdin: Stdio) -> Result<tokio::process::Child, CommandError> {
+    let mut command = tokio::process::Command::new(&call.program);
+    command
+        .args(&call.args)
+        .envs(call.variables.iter().map(|(name, value)| (name, value)))
+        .current_dir("/")
+        .stdin(stdin)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    command.spawn().map_err(|source| not_started(&call.program, source))
+}
+
+async fn end(
+    child: tokio::process::Child,
+    program: String,
+    limit: Duration,
+) -> Result<Output, CommandError> {
+    match tokio::time::timeout(limit, child.wait_with_output()).await {
+        Err(_) => Err(CommandError::TimedOut { program, limit }),
+        Ok(Err(source)) => Err(CommandError::Lost { program, source }),
+        Ok(Ok(output)) => Ok(Output {
+            status: status_code(output.status),
+            stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+        }),
     }
 }
 
@@ -190,6 +233,26 @@ fn status_code(status: std::process::ExitStatus) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_process_is_there_before_its_input_and_bounded_from_then_on() {
+        let begun = tokio::time::Instant::now();
+        let input = async {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            ("one\n".to_owned(), Duration::from_secs(5))
+        };
+        // Ends 300 ms after it began, not after it was fed.
+        let call = Call::new("sh", &["-c", "sleep 0.3; cat"], Duration::from_millis(50));
+        let output = Processes.run_fed(call, input).await.expect("it ends");
+        assert_eq!((output.status, output.stdout.as_str()), (0, "one\n"));
+        let took = begun.elapsed();
+        assert!(took < Duration::from_millis(450), "{took:?}");
+
+        let input = async { ("one".to_owned(), Duration::from_millis(50)) };
+        let call = Call::new("sleep", &["30"], Duration::from_secs(60));
+        let error = Processes.run_fed(call, input).await.expect_err("sleep must not end in time");
+        assert!(matches!(error, CommandError::TimedOut { .. }), "{error}");
+    }
 
     #[tokio::test]
     async fn a_process_that_outlives_its_limit_is_killed() {

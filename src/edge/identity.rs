@@ -1,6 +1,6 @@
 //! The operating system user that Postgres runs as.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{future::Future, io, path::PathBuf, time::Duration};
 
 use nix::unistd::{Gid, Uid, User, getegid, geteuid, setegid, seteuid};
 
@@ -57,7 +57,25 @@ impl Identity {
         args: &[&str],
         limit: Duration,
     ) -> Result<Output, CommandError> {
-        let output = run.run(self.call(program, args, limit)).await?;
+        self.begun(program, run.run(self.call(program, args, limit)).await?)
+    }
+
+    /// The same, started at once and fed with what `input` becomes: see [`Run::run_fed`].
+    ///
+    /// # Errors
+    /// As [`Self::run`].
+    pub async fn run_fed<R: Run>(
+        &self,
+        run: &R,
+        program: &str,
+        args: &[&str],
+        input: impl Future<Output = (String, Duration)> + Send,
+    ) -> Result<Output, CommandError> {
+        let call = self.call(program, args, Duration::ZERO);
+        self.begun(program, run.run_fed(call, input).await?)
+    }
+
+    fn begun(&self, program: &str, output: Output) -> Result<Output, CommandError> {
         if NOT_RUN.contains(&output.status) {
             let (program, user) = (program.to_owned(), self.name.clone());
             let reason = format!("{} (status {})", output.last_words(), output.status);

@@ -3,7 +3,7 @@
 use tokio_postgres::{SimpleQueryMessage, SimpleQueryRow};
 
 use super::{
-    agent_sql::{Local, Remote, SqlError},
+    agent_sql::{Local, REPLICATION, Remote, SqlError},
     command::Run,
 };
 use crate::model::agent::{
@@ -86,7 +86,7 @@ impl<R: Run> Remote<R> {
     /// Makes a physical slot there, unless there is one of that name.
     pub async fn ensure_slot(&self, slot: &str) -> Result<(), SqlError> {
         let command = format!("CREATE_REPLICATION_SLOT \"{slot}\" PHYSICAL");
-        match self.ask_through("replication=true", "sqlstate", &command).await {
+        match self.ask_through(REPLICATION, "sqlstate", &command).await {
             Err(SqlError::Unreachable { reason, .. }) if reason.contains(EXISTS) => Ok(()),
             answer => answer.map(|_| ()),
         }

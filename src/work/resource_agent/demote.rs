@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use slog::{Logger, info, warn};
 use tokio::{
+    sync::watch,
     task::JoinSet,
     time::{Instant, sleep},
 };
@@ -27,6 +28,9 @@ use crate::{
     },
 };
 
+/// The least that a question to an heir gets, when its time is nearly over.
+const LEAST: Duration = Duration::from_millis(500);
+
 /// Shuts the primary down and starts it as a standby of the node that is to be promoted.
 ///
 /// That node is asked whether it received the shutdown checkpoint. If it did not, it loses the right
@@ -39,27 +43,55 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         (_, Some(pid)) => pid,
         (_, None) => return after_a_crash(agent).await,
     };
+    let (ended, is_known) = watch::channel(None);
+    let shutdown = async {
+        shutdown::end(agent, pid, agent.left() * 2 / 3).await?;
+        // Before anything starts again, and with it changes what the file says.
+        let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
+        ended.send_replace(end_of(agent, &control));
+        Ok::<_, Failure>(())
+    };
     // No attribute changes on the straight way: each would make Pacemaker think again while
     // clients wait.
-    let (ended, cib) =
-        tokio::join!(shutdown::end(agent, pid, agent.left() * 2 / 3), agent.attributes.query());
-    ended?;
-    let cib = cib.unwrap_or_else(|error| {
-        warn!(agent.log, "cannot read who is to be promoted";
-            "event" => "agent.demote.blind", "error" => %chain(&error));
-        Cib::default()
-    });
+    let meet_heirs = async {
+        let cib = agent.attributes.query().await.unwrap_or_else(|error| {
+            warn!(agent.log, "cannot read who is to be promoted";
+                "event" => "agent.demote.blind", "error" => %chain(&error));
+            Cib::default()
+        });
+        let asked = ask(agent, &cib.promotable_other_than(&agent.node, agent.names()), is_known);
+        (cib, asked)
+    };
+    let (stopped, (cib, asked)) = tokio::join!(shutdown, meet_heirs);
+    stopped?;
+    let end = *ended.borrow();
     let heirs = cib.promotable_other_than(&agent.node, agent.names());
-    // Before anything starts again, and with it changes what the file says.
-    let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
     let (proven, started) = tokio::join!(
-        hand_over(agent, &heirs, &control),
+        hand_over(agent, &heirs, end, asked),
         start_standby(agent, heirs.last().copied())
     );
     proven?;
     started?;
     agent.poke(Urgency::Soon);
     Ok(OcfCode::Success)
+}
+
+/// Where this primary ended, and until when heirs may take to show that they got there.
+#[derive(Clone, Copy)]
+struct End {
+    stopped: Position,
+    until: Instant,
+}
+
+/// None when the primary did not stop cleanly: then nothing can be proven by position.
+fn end_of<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> Option<End> {
+    if !control.cleanly_stopped_primary() {
+        warn!(agent.log, "the primary did not stop cleanly, nothing can be proven by position";
+            "event" => "agent.demote.unclean");
+        return None;
+    }
+    let stopped = Position { timeline: control.checkpoint_timeline, lsn: control.checkpoint };
+    Some(End { stopped, until: Instant::now() + agent.share(3, Duration::from_secs(5)) })
 }
 
 /// Demotes a primary that has died: it is none any more, and lets its synchronous standbys go ahead:
@@ -116,18 +148,14 @@ async fn start_standby<R: Run + Clone>(
 
 /// Lets the heirs prove that they have everything up to where this primary stopped; otherwise publishes
 /// that position, and takes the role back from the one heir.
-async fn hand_over<R: Run + Clone + 'static>(
+async fn hand_over<R: Run + Clone>(
     agent: &Agent<R>,
     heirs: &[&Node],
-    control: &ControlData,
+    end: Option<End>,
+    asked: Option<JoinSet<bool>>,
 ) -> Result<(), Failure> {
-    if !control.cleanly_stopped_primary() {
-        warn!(agent.log, "the primary did not stop cleanly, nothing can be proven by position";
-            "event" => "agent.demote.unclean");
-        return Ok(());
-    }
-    let stopped = Position { timeline: control.checkpoint_timeline, lsn: control.checkpoint };
-    if all_hold(agent, heirs, stopped).await {
+    let Some(End { stopped, .. }) = end else { return Ok(()) };
+    if all_hold(asked).await {
         return Ok(());
     }
     let name = &agent.names().shutdown_lsn;
@@ -146,31 +174,47 @@ async fn hand_over<R: Run + Clone + 'static>(
     }
 }
 
-/// Whether there are heirs, and all of them hold the shutdown checkpoint.
-async fn all_hold<R: Run + Clone + 'static>(
+/// Connects to the heirs while the primary still ends; each is asked once `end` is known. None when
+/// there is nobody to ask, or the address of one is not known.
+fn ask<R: Run + Clone + 'static>(
     agent: &Agent<R>,
     heirs: &[&Node],
-    stopped: Position,
-) -> bool {
+    end: watch::Receiver<Option<End>>,
+) -> Option<JoinSet<bool>> {
     let limit = agent.share(3, Duration::from_secs(5));
     let mut asked = JoinSet::new();
     for heir in heirs {
-        let Some(address) = heir.address(agent.names()) else { return false };
-        asked.spawn(holds(agent.remote(address, limit), stopped, agent.log.clone()));
+        let remote = agent.remote(heir.address(agent.names())?, limit);
+        asked.spawn(holds(remote, end.clone(), agent.log.clone()));
     }
-    let mut proven = !heirs.is_empty();
+    (!asked.is_empty()).then_some(asked)
+}
+
+/// Whether there are heirs, and all of them hold the shutdown checkpoint.
+async fn all_hold(asked: Option<JoinSet<bool>>) -> bool {
+    let Some(mut asked) = asked else { return false };
+    let mut proven = true;
     while let Some(answer) = asked.join_next().await {
         proven &= answer.unwrap_or(false);
     }
     proven
 }
 
-/// Asks an heir until it has received the shutdown checkpoint, or its limit has passed.
-async fn holds<R: Run>(remote: Remote<R>, stopped: Position, log: Logger) -> bool {
-    let deadline = Instant::now() + remote.limit;
-    let address = &remote.address;
+/// Asks an heir until it has received the shutdown checkpoint, or its time is over.
+async fn holds<R: Run>(
+    mut remote: Remote<R>,
+    mut end: watch::Receiver<Option<End>>,
+    log: Logger,
+) -> bool {
+    let mut known = None;
+    let go = async {
+        known = end.wait_for(Option::is_some).await.ok().and_then(|end| *end);
+        known.map_or(Duration::ZERO, |end| end.until.saturating_duration_since(Instant::now()))
+    };
+    let mut answer = remote.identify_when(go).await;
+    let Some(End { stopped, until }) = known else { return false };
     loop {
-        let answer = remote.identify().await;
+        let address = &remote.address;
         match &answer {
             Ok((_, received)) if holds_shutdown(*received, stopped) => {
                 info!(log, "the standby holds the shutdown checkpoint";
@@ -178,7 +222,7 @@ async fn holds<R: Run>(remote: Remote<R>, stopped: Position, log: Logger) -> boo
                     "stopped" => %stopped, "received" => %received);
                 return true;
             }
-            _ if Instant::now() >= deadline => {
+            _ if Instant::now() >= until => {
                 let said = match answer {
                     Ok((_, received)) => format!("received {received}"),
                     Err(error) => chain(&error).to_string(),
@@ -190,6 +234,8 @@ async fn holds<R: Run>(remote: Remote<R>, stopped: Position, log: Logger) -> boo
             }
             _ => sleep(Duration::from_millis(10)).await,
         }
+        remote.limit = until.saturating_duration_since(Instant::now()).max(LEAST);
+        answer = remote.identify().await;
     }
 }
 
