@@ -2,6 +2,8 @@
 
 use std::{convert::Infallible, future::Future, time::Duration};
 
+use tokio::time::sleep;
+
 use super::{
     Failover,
     pipeline::{Step, Trouble, TroubleKind, Undo},
@@ -16,6 +18,9 @@ use crate::{
 
 /// What a step may take beyond the limits inside it, before the pipeline cuts it off.
 const SLACK: Duration = Duration::from_secs(3);
+
+/// A step that ends within this is not told: clients would wait beside what that costs etcd.
+const WHILE: Duration = Duration::from_millis(50);
 
 /// Undo, newest first, takes the cause of a move away and waits for a primary, then lets clients go,
 /// then removes constraint and lock. `resume` and `unmigrate` do the same on the way to success, so
@@ -122,9 +127,10 @@ impl Failover {
         }
     }
 
-    /// Runs `act`, and tells others in etcd, as long as it runs, which step this is.
+    /// Runs `act`, and tells others in etcd, when it takes a while, which step this is.
     async fn noting<T>(&self, step: &'static str, act: impl Future<Output = T>) -> T {
         let note = async {
+            sleep(WHILE).await;
             // Best effort: clients do not wait for etcd here. A lock found lost ends the act.
             let _ = self.note(step).await;
             std::future::pending::<Infallible>().await
