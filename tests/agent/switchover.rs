@@ -119,12 +119,38 @@ fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() 
 }
 
 #[test]
+fn the_first_monitors_after_a_switchover_let_clients_go_first() {
+    let cluster = Cluster::pair();
+    cluster.act("pg01", "demote").with(0);
+    cluster.forget_calls();
+    cluster.act("pg01", "monitor").with(0);
+    // Unless this machine was so slow that the monitor came a second later.
+    let started = "select clock_timestamp() < pg_postmaster_start_time() + interval '1 s'";
+    if cluster.sql("pg01", started) == "t" {
+        assert_eq!(cluster.calls(), [""; 0], "the demoted primary awaits its heir");
+    }
+    cluster.act("pg02", "promote").with(0);
+    cluster.forget_calls();
+    std::thread::scope(|scope| {
+        let monitor = scope.spawn(|| cluster.act("pg02", "monitor").with(8));
+        std::thread::sleep(Duration::from_millis(150));
+        assert_eq!(cluster.calls(), [""; 0], "the new primary's duties begin 200 ms late");
+        monitor.join().expect("ended");
+    });
+    assert_ne!(cluster.calls(), [""; 0], "they do begin");
+}
+
+#[test]
 fn a_standby_that_is_no_heir_leaves_the_second_after_a_demotion_to_the_heir() {
     let cluster = Cluster::pair();
     cluster.add("pg03");
     eventually(SECONDS, "pg03 is known as one that nobody waits for", || {
         cluster.act("pg01", "monitor").with(8);
         cluster.attribute("pg03", "Postgresql-status").as_deref() == Some("HS:potential")
+    });
+    eventually(SECONDS, "pg03 is no longer one that was just started", || {
+        let is_old = "select clock_timestamp() > pg_postmaster_start_time() + interval '1 s'";
+        cluster.sql("pg03", is_old) == "t"
     });
     // A demoted primary would serve it as a standby, with nothing to send.
     cluster.refuse_replication("pg01");

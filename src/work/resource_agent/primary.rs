@@ -30,6 +30,9 @@ use crate::{
 /// monitor comes so much later, where commits wait for nobody yet.
 const CLIENTS_FIRST: Duration = Duration::from_millis(200);
 
+/// How long after a promotion a monitor counts as its first.
+const JUST_NOW: Duration = Duration::from_secs(1);
+
 /// A walreceiver that reconnects, for example because its upstream changed, is away this long at
 /// most; a standby that is away longer is lost.
 const GRACE: Duration = Duration::from_millis(500);
@@ -47,7 +50,7 @@ pub(super) async fn duties<R: Run + Clone>(
     local: &Local,
     mut state: State,
 ) -> Result<(), Failure> {
-    if is_fresh(&state) && waits_for(&state) == Some(SyncName::None) {
+    if was_just_promoted(agent, &state) && waits_for(&state) == Some(SyncName::None) {
         sleep(CLIENTS_FIRST).await;
         state = local.state().await?;
     }
@@ -90,7 +93,7 @@ pub(super) async fn duties<R: Run + Clone>(
         }
         carry_out(agent, local, step).await?;
     }
-    if is_fresh(&state) {
+    if lacks_checkpoint(&state) {
         // pg_rewind reads the timeline from the control file, which only a checkpoint updates.
         if let Err(error) = local.checkpoint().await {
             warn!(agent.log, "the checkpoint on the new timeline goes on in the background";
@@ -100,8 +103,13 @@ pub(super) async fn duties<R: Run + Clone>(
     Ok(())
 }
 
+fn was_just_promoted<R: Run + Clone>(agent: &Agent<R>, state: &State) -> bool {
+    let began = |timeline| agent.postmaster.has_begun_within(timeline, JUST_NOW);
+    state.timeline.is_some_and(began)
+}
+
 /// Whether no checkpoint was written since the promotion. The first monitor writes one.
-fn is_fresh(state: &State) -> bool {
+fn lacks_checkpoint(state: &State) -> bool {
     state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline)
 }
 

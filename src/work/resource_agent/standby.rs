@@ -42,6 +42,9 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
     is_notified: bool,
 ) -> Result<(), Failure> {
     expect_promotion(agent)?;
+    if was_just_started(&state) && !is_notified {
+        return Ok(());
+    }
     let (state, cib) = match look(agent, local, state, is_notified).await {
         Ok(seen) => seen,
         Err(failure) => {
@@ -77,6 +80,12 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
         Some(address) => fail_if_diverged(agent, address, state, &cib).await,
         None => Ok(()),
     }
+}
+
+/// To follow somebody, as a demoted primary is started while clients wait for its heir: whatever there is to ask
+/// and to tell can wait for the next monitor.
+fn was_just_started(state: &State) -> bool {
+    state.just_started && !state.primary_conninfo.is_empty()
 }
 
 /// Reads the CIB. While nothing streams in to a node that may not be promoted itself, and that knows of no
