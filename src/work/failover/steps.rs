@@ -19,7 +19,8 @@ use crate::{
 /// What a step may take beyond the limits inside it, before the pipeline cuts it off.
 const SLACK: Duration = Duration::from_secs(3);
 
-/// A step that ends within this is not told: clients would wait beside what that costs etcd.
+/// Of the steps beside which clients wait, one that ends within this is not told: it would cost etcd what they
+/// need. The move is told at once: a proxy that starts now holds its clients because of it.
 const WHILE: Duration = Duration::from_millis(50);
 
 /// Undo, newest first, takes the cause of a move away and waits for a primary, then lets clients go,
@@ -46,7 +47,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
     },
     Step {
         name: "prepare",
-        act: |f| Box::pin(f.noting("prepare", f.prepare())),
+        act: |f| Box::pin(f.noting("prepare", Duration::ZERO, f.prepare())),
         limit: |f| f.options.prepare_timeout + SLACK,
         on_timeout: TroubleKind::Failed,
         undo: None,
@@ -63,7 +64,7 @@ pub(super) const STEPS: &[Step<Failover>] = &[
     },
     Step {
         name: "migrate",
-        act: |f| Box::pin(f.noting("migrate", f.migrate())),
+        act: |f| Box::pin(f.noting("migrate", Duration::ZERO, f.migrate())),
         limit: |f| f.move_budget() + SLACK,
         on_timeout: TroubleKind::Failed,
         undo: Some(Undo {
@@ -73,14 +74,14 @@ pub(super) const STEPS: &[Step<Failover>] = &[
     },
     Step {
         name: "follow",
-        act: |f| Box::pin(f.noting("follow", f.follow())),
+        act: |f| Box::pin(f.noting("follow", WHILE, f.follow())),
         limit: |f| f.options.pause_expiry + f.options.resume_timeout,
         on_timeout: TroubleKind::Failed,
         undo: None,
     },
     Step {
         name: "resume",
-        act: |f| Box::pin(f.noting("resume", f.resume())),
+        act: |f| Box::pin(f.noting("resume", WHILE, f.resume())),
         limit: |f| 2 * f.options.resume_timeout + SLACK,
         on_timeout: TroubleKind::Failed,
         undo: None,
@@ -127,10 +128,15 @@ impl Failover {
         }
     }
 
-    /// Runs `act`, and tells others in etcd, when it takes a while, which step this is.
-    async fn noting<T>(&self, step: &'static str, act: impl Future<Output = T>) -> T {
+    /// Runs `act`, and tells others in etcd which step this is once it has lasted for `a_while`.
+    async fn noting<T>(
+        &self,
+        step: &'static str,
+        a_while: Duration,
+        act: impl Future<Output = T>,
+    ) -> T {
         let note = async {
-            sleep(WHILE).await;
+            sleep(a_while).await;
             // Best effort: clients do not wait for etcd here. A lock found lost ends the act.
             let _ = self.note(step).await;
             std::future::pending::<Infallible>().await
