@@ -34,7 +34,7 @@ pub enum LockError {
     Lost,
     #[error("the failover lock is not held")]
     NotHeld,
-    #[error("the failover lock is ours, and somebody else keeps writing to its key")]
+    #[error("the failover lock is ours, and its key changes all the time")]
     Contended,
 }
 
