@@ -75,7 +75,7 @@ pub struct State {
     pub receives: bool,
     /// A standby that has read all WAL on its own disk, so that `position` is where that ends.
     pub exhausted: bool,
-    /// The server was started less than a second ago.
+    /// The server was started less than a second ago, unless the clock was set back since.
     pub just_started: bool,
     /// The primary's standbys.
     pub rows: Vec<Row>,
@@ -98,7 +98,7 @@ select pg_is_in_recovery(),
                 and wait_event = 'WalReceiverUpstreamCatchup')),
        exists (select from pg_stat_activity where backend_type = 'startup'
                and wait_event in ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval')),
-       clock_timestamp() < pg_postmaster_start_time() + interval '1 s';
+       clock_timestamp() - pg_postmaster_start_time() between interval '0' and interval '1 s';
 select application_name, state, sync_state, flush_lsn from pg_stat_replication
  where state is not null";
 
@@ -253,7 +253,7 @@ impl<R: Run> Remote<R> {
         let input = async { (format!("{IDENTIFY};\n"), go.await) };
         let conninfo = self.conninfo_with(REPLICATION);
         // Unlike a command in its arguments, one that it reads does not make psql fail.
-        let args = ["-XAtq", "-F|", "-v", "ON_ERROR_STOP=1", &conninfo];
+        let args = ["-XAtqw", "-F|", "-v", "ON_ERROR_STOP=1", &conninfo];
         let output = self.user.run_fed(&self.run, &self.psql, &args, input).await;
         let answer = self.answered(REPLICATION, output)?;
         self.identity(&answer)
@@ -306,7 +306,7 @@ impl<R: Run> Remote<R> {
     ) -> Result<String, SqlError> {
         let conninfo = self.conninfo_with(options);
         let verbosity = format!("VERBOSITY={verbosity}");
-        let args = ["-XAtq", "-F|", "-v", &verbosity, "-c", command, &conninfo];
+        let args = ["-XAtqw", "-F|", "-v", &verbosity, "-c", command, &conninfo];
         let output = self.user.run(&self.run, &self.psql, &args, self.limit).await;
         self.answered(options, output)
     }

@@ -47,9 +47,8 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     let shutdown = async {
         shutdown::end(agent, pid, agent.left() * 2 / 3).await?;
         // Before anything starts again, and with it changes what the file says.
-        let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await?;
-        ended.send_replace(end_of(agent, &control));
-        Ok::<_, Failure>(())
+        let control = agent.postmaster.control_data(agent.share(4, Duration::from_secs(5))).await;
+        control.map_err(Failure::from)
     };
     // No attribute changes on the straight way: each would make Pacemaker think again while
     // clients wait.
@@ -62,9 +61,9 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         let asked = ask(agent, &cib.promotable_other_than(&agent.node, agent.names()), is_known);
         (cib, asked)
     };
-    let (stopped, (cib, asked)) = tokio::join!(shutdown, meet_heirs);
-    stopped?;
-    let end = *ended.borrow();
+    let (control, (cib, asked)) = tokio::join!(shutdown, meet_heirs);
+    let end = end_of(agent, &control?);
+    ended.send_replace(end);
     let heirs = cib.promotable_other_than(&agent.node, agent.names());
     let (proven, started) = tokio::join!(
         hand_over(agent, &heirs, end, asked),
@@ -206,13 +205,20 @@ async fn holds<R: Run>(
     mut end: watch::Receiver<Option<End>>,
     log: Logger,
 ) -> bool {
-    let mut known = None;
+    let mut known = end.clone();
     let go = async {
-        known = end.wait_for(Option::is_some).await.ok().and_then(|end| *end);
-        known.map_or(Duration::ZERO, |end| end.until.saturating_duration_since(Instant::now()))
+        let end = known.wait_for(Option::is_some).await.ok().and_then(|end| *end);
+        let left = end.map(|end| end.until.saturating_duration_since(Instant::now()));
+        // A connection that has died since leaves time for another.
+        left.unwrap_or_default() / 2
     };
     let mut answer = remote.identify_when(go).await;
-    let Some(End { stopped, until }) = known else { return false };
+    // Whoever could not even connect waits here.
+    let Some(End { stopped, until }) =
+        end.wait_for(Option::is_some).await.ok().and_then(|end| *end)
+    else {
+        return false;
+    };
     loop {
         let address = &remote.address;
         match &answer {

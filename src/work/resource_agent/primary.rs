@@ -44,8 +44,8 @@ const PEER_LIMIT: Duration = Duration::from_secs(2);
 /// to take over the reloaded settings, from which on every commit waits.
 const SETTLED: Duration = Duration::from_millis(150);
 
-/// Compares what is with what should be and carries out the difference, in order.
-pub(super) async fn duties<R: Run + Clone>(
+/// The duties in a monitor: in the first one after a promotion clients go first.
+pub(super) async fn duties_in_turn<R: Run + Clone>(
     agent: &Agent<R>,
     local: &Local,
     mut state: State,
@@ -54,6 +54,15 @@ pub(super) async fn duties<R: Run + Clone>(
         sleep(CLIENTS_FIRST).await;
         state = local.state().await?;
     }
+    duties(agent, local, state).await
+}
+
+/// Compares what is with what should be and carries out the difference, in order.
+pub(super) async fn duties<R: Run + Clone>(
+    agent: &Agent<R>,
+    local: &Local,
+    mut state: State,
+) -> Result<(), Failure> {
     let cib = agent.attributes.query().await?;
     start::restore_address(agent, &cib).await;
     if promote::is_settled(agent, &cib)

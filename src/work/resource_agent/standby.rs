@@ -42,7 +42,7 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
     is_notified: bool,
 ) -> Result<(), Failure> {
     expect_promotion(agent)?;
-    if was_just_started(&state) && !is_notified {
+    if was_just_started(&state) {
         return Ok(());
     }
     let (state, cib) = match look(agent, local, state, is_notified).await {
