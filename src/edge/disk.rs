@@ -9,7 +9,7 @@ use std::{
 use nix::sys::statvfs::statvfs;
 use tokio::{task::spawn_blocking, time::timeout};
 
-/// Less than this is called full: two WAL segments.
+/// Less than this is called full: two WAL segments of the usual size.
 const FULL_BYTES: u64 = 32 << 20;
 
 /// What users other than root can still fill.

@@ -22,6 +22,11 @@ pub(crate) async fn describe(cluster: &Cluster) -> Vec<Fact> {
         ("Corosync", "corosync -v | head -n 1"),
         ("PgBouncer", "pgbouncer --version | head -n 1"),
         ("etcd", "etcd --version | head -n 1"),
+        (
+            "WAL segments (16MB unless `initdb` is told otherwise)",
+            "runuser -u postgres -- psql -XAtc 'SHOW wal_segment_size'",
+        ),
+        ("The nodes' root directories are on", "stat --file-system --format %T /"),
     ] {
         let answer = cluster.exec("pg01", &["sh", "-c", command]).await.done();
         facts.push(fact(what, answer.trim().to_owned()));

@@ -19,7 +19,7 @@ pub const PREFIX: &str = "pgcm_";
 /// Postgres cuts longer names, or refuses them.
 const NAME_LIMIT: usize = 63;
 
-/// WAL is kept and removed in files of this size: a smaller step frees nothing.
+/// WAL is kept and removed in files of this size, or of less if `initdb` was told so: a smaller step frees little.
 const SEGMENT: u64 = 16 * 1024 * 1024;
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
