@@ -27,6 +27,9 @@ const BOOT: Duration = Duration::from_secs(12);
 
 const STEPS: [&str; 4] = ["pause", "migrate", "follow", "resume"];
 
+/// The steps that the lock tells, in their order.
+const TOLD: [&str; 6] = ["lock", "prepare", "pause", "migrate", "follow", "resume"];
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Victim {
     KillCoordinator,
@@ -143,7 +146,10 @@ async fn interrupt(row: &str, victim: Victim, step: &str) {
         "{row}: {told}"
     );
     if victim == Victim::KillCoordinator {
-        assert_eq!((outcome, &told["step"]), ("unfinished", &step.into()), "{row}: {told}");
+        // It stood still before it could tell, or in a step that is told only if it lasts.
+        let before = TOLD.iter().position(|told| *told == step).expect("a step");
+        let known = TOLD[..=before].iter().any(|known| told["step"] == **known);
+        assert!(outcome == "unfinished" && known, "{row}: {told}");
     }
     let next = cluster.exec("app01", &["pgcm", "failover"]).await;
     assert_eq!(next.status, 0, "{row}: the next failover: {next}");
