@@ -194,17 +194,45 @@ async fn an_expired_constraint_of_ours_is_removed_but_not_during_a_failover() {
     eventually(SOON, "the leftover is removed", gone).await;
 }
 
+/// pgcm's constraint, which counts until that year.
+fn until(year: u32) -> String {
+    format!(
+        "<rsc_location id=\"pgcm-move-msPostgresql\" rsc=\"msPostgresql\"><rule id=\"r\">\
+         <date_expression id=\"d\" operation=\"lt\" end=\"{year}-01-01T00:00:00Z\"/></rule>\
+         </rsc_location>"
+    )
+}
+
+#[tokio::test]
+async fn a_constraint_stays_while_the_role_would_leave_without_it() {
+    let stage = stage().await;
+    stage.published().await;
+    // The old primary's score, which the first monitor of the new one has not lowered yet.
+    let (own, other) = HEALTHY.split_once("<node_attributes>").expect("attributes");
+    let scores = other.replace("\"100\"", "\"1000\"");
+    assert_ne!(scores, other);
+    let contested = format!("{own}<node_attributes>{scores}");
+    stage.scene.set(|world| {
+        world.crm_mon = (0, contested);
+        world.constraints = vec![until(2200)];
+    });
+    stage.put("/failover", "{}").await;
+    tokio::time::sleep(3 * POLL).await;
+    let lock = stage.etcd.get("/failover").await.unwrap().unwrap();
+    let mine = pgcm::edge::etcd::Expect::CreateRevision(lock.create_revision);
+    stage.etcd.delete_if("/failover", mine).await.unwrap();
+    // Longer than it takes to be taken for nobody's.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(stage.scene.calls("--delete"), 0, "Pacemaker would move the role back");
+    stage.scene.set(|world| world.crm_mon = (0, HEALTHY.to_owned()));
+    let gone = || async { stage.scene.0.lock().unwrap().constraints.is_empty() };
+    eventually(SOON, "the leftover is removed", gone).await;
+}
+
 #[tokio::test]
 async fn a_constraint_is_removed_soon_after_its_failover_has_lost_the_lock_but_no_other() {
     let stage = stage().await;
     stage.published().await;
-    let until = |year: u32| {
-        format!(
-            "<rsc_location id=\"pgcm-move-msPostgresql\" rsc=\"msPostgresql\"><rule id=\"r\">\
-             <date_expression id=\"d\" operation=\"lt\" end=\"{year}-01-01T00:00:00Z\"/></rule>\
-             </rsc_location>"
-        )
-    };
     stage.put("/failover", "{}").await;
     stage.scene.set(|world| world.constraints = vec![until(2200)]);
     // Longer than it takes to be taken for nobody's.
