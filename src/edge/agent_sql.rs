@@ -75,8 +75,6 @@ pub struct State {
     pub receives: bool,
     /// A standby that has read all WAL on its own disk, so that `position` is where that ends.
     pub exhausted: bool,
-    /// The server was started less than a second ago, unless the clock was set back since.
-    pub just_started: bool,
     /// The primary's standbys.
     pub rows: Vec<Row>,
 }
@@ -97,8 +95,7 @@ select pg_is_in_recovery(),
                (select from pg_stat_activity a where a.pid = r.pid
                 and wait_event = 'WalReceiverUpstreamCatchup')),
        exists (select from pg_stat_activity where backend_type = 'startup'
-               and wait_event in ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval')),
-       clock_timestamp() - pg_postmaster_start_time() between interval '0' and interval '1 s';
+               and wait_event in ('RecoveryWalStream', 'RecoveryRetrieveRetryInterval'));
 select application_name, state, sync_state, flush_lsn from pg_stat_replication
  where state is not null";
 
@@ -156,7 +153,6 @@ impl Local {
             checkpointer_idle: own.get(7) == Some("t"),
             receives: own.get(8) == Some("t"),
             exhausted: own.get(8) == Some("t") || own.get(9) == Some("t"),
-            just_started: own.get(10) == Some("t"),
             rows: rows.map(standby).collect(),
         })
     }

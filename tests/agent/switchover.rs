@@ -118,24 +118,15 @@ fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() 
     assert_eq!(began.map(|began| format!("{began:0>16}")), Some(baseline), "{history}");
 }
 
-/// A demoted primary that awaits its heir, after a monitor within a second of its start.
-fn monitored_at_once() -> Cluster {
-    for _ in 0..3 {
-        let cluster = Cluster::pair();
-        cluster.act("pg01", "demote").with(0);
-        cluster.forget_calls();
-        cluster.act("pg01", "monitor").with(0);
-        let is_young = "select clock_timestamp() < pg_postmaster_start_time() + interval '1 s'";
-        if cluster.sql("pg01", is_young) == "t" {
-            return cluster;
-        }
-    }
-    panic!("three times this machine took more than a second for a monitor");
-}
-
 #[test]
 fn the_first_monitors_after_a_switchover_let_clients_go_first() {
-    let cluster = monitored_at_once();
+    let cluster = Cluster::pair();
+    cluster.act("pg01", "demote").with(0);
+    cluster.forget_calls();
+    let demoted = std::time::Instant::now();
+    cluster.act("pg01", "monitor").with(0);
+    let took = demoted.elapsed();
+    assert!(took < Duration::from_secs(1), "this machine took {took:?} for a monitor");
     assert_eq!(cluster.calls(), [""; 0], "clients wait, and it asks and tells");
     cluster.act("pg02", "promote").with(0);
     cluster.forget_calls();
@@ -153,10 +144,6 @@ fn a_standby_that_is_no_heir_leaves_the_second_after_a_demotion_to_the_heir() {
     eventually(SECONDS, "pg03 is known as one that nobody waits for", || {
         cluster.act("pg01", "monitor").with(8);
         cluster.attribute("pg03", "Postgresql-status").as_deref() == Some("HS:potential")
-    });
-    eventually(SECONDS, "pg03 is no longer one that was just started", || {
-        let is_old = "select clock_timestamp() > pg_postmaster_start_time() + interval '1 s'";
-        cluster.sql("pg03", is_old) == "t"
     });
     // A demoted primary would serve it as a standby, with nothing to send.
     cluster.refuse_replication("pg01");

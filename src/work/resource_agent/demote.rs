@@ -71,6 +71,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     );
     proven?;
     started?;
+    agent.mark_demoted();
     agent.poke(Urgency::Soon);
     Ok(OcfCode::Success)
 }

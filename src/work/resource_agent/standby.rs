@@ -1,6 +1,10 @@
 //! The standby's duties: follow the primary, and say so when that cannot be.
 
-use std::{fs, path::PathBuf, time::Duration};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use nix::sys::signal::Signal;
 use slog::{info, warn};
@@ -25,7 +29,7 @@ use crate::{
     },
 };
 
-/// How long a standby that lost its primary leaves the cluster to the next one.
+/// How long a standby that lost its primary, or the role, leaves the cluster to the next one.
 const HEIR_FIRST: Duration = Duration::from_secs(1);
 
 /// A standby that was found diverged in this many monitors in a row is failed.
@@ -42,7 +46,7 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
     is_notified: bool,
 ) -> Result<(), Failure> {
     expect_promotion(agent)?;
-    if was_just_started(&state) {
+    if was_just_demoted(agent) {
         return Ok(());
     }
     let (state, cib) = match look(agent, local, state, is_notified).await {
@@ -82,10 +86,11 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
     }
 }
 
-/// To follow somebody, as a demoted primary is started while clients wait for its heir: whatever there is to ask
-/// and to tell can wait for the next monitor.
-fn was_just_started(state: &State) -> bool {
-    state.just_started && !state.primary_conninfo.is_empty()
+/// Clients wait for the heir of a demoted primary: whatever this one has to ask and to tell can wait for its next
+/// monitor.
+fn was_just_demoted<R: Run + Clone>(agent: &Agent<R>) -> bool {
+    let left = fs::metadata(agent.demoted_file()).and_then(|mark| mark.modified()).ok();
+    left.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HEIR_FIRST)
 }
 
 /// Reads the CIB. While nothing streams in to a node that may not be promoted itself, and that knows of no
@@ -236,8 +241,7 @@ async fn fail_if_diverged<R: Run + Clone>(
     let path = agent.alone_file();
     let seen = fs::read_to_string(&path).ok().and_then(|text| text.trim().parse().ok());
     let seen: u32 = seen.unwrap_or(0) + 1;
-    let kept = path.parent().map_or(Ok(()), fs::create_dir_all);
-    if let Err(error) = kept.and_then(|()| fs::write(&path, seen.to_string())) {
+    if let Err(error) = keep(&path, &seen.to_string()) {
         warn!(agent.log, "cannot keep count of lonely monitors";
             "event" => "agent.standby.count", "error" => %error);
     }
@@ -247,9 +251,29 @@ async fn fail_if_diverged<R: Run + Clone>(
     Err(Failure::new(OcfCode::Generic, format!("this standby cannot follow {address}: {why}")))
 }
 
+/// Writes a file of this agent's own, which a boot forgets.
+fn keep(path: &Path, text: &str) -> io::Result<()> {
+    path.parent().map_or(Ok(()), fs::create_dir_all)?;
+    fs::write(path, text)
+}
+
 impl<R: Run + Clone> Agent<R> {
+    /// Lets clients go first for a moment. Without this mark the next monitor only has more to do.
+    pub(super) fn mark_demoted(&self) {
+        let _ = keep(&self.demoted_file(), "");
+    }
+
     /// Counts monitors in a row that found this standby diverged.
     pub(super) fn alone_file(&self) -> PathBuf {
-        PathBuf::from(&self.state_dir).join(format!("pgcm-{}.diverged", self.parameters.resource))
+        self.state_file("diverged")
+    }
+
+    /// As old as the last switchover away from this node.
+    fn demoted_file(&self) -> PathBuf {
+        self.state_file("demoted")
+    }
+
+    fn state_file(&self, what: &str) -> PathBuf {
+        PathBuf::from(&self.state_dir).join(format!("pgcm-{}.{what}", self.parameters.resource))
     }
 }
