@@ -193,13 +193,6 @@ impl<R: Run> Postmaster<R> {
         History::parse(&fs::read_to_string(path).ok()?)?.begins()
     }
 
-    /// Whether a promotion here began `timeline` within the last `span`, by the age of the history that it wrote.
-    pub fn has_begun_within(&self, timeline: u32, span: Duration) -> bool {
-        let path = self.pgdata.join("pg_wal").join(format!("{timeline:08X}.history"));
-        let written = fs::metadata(path).and_then(|history| history.modified()).ok();
-        written.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < span)
-    }
-
     pub fn has(&self, name: &str) -> bool {
         self.pgdata.join(name).exists()
     }

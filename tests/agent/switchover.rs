@@ -119,7 +119,7 @@ fn a_promotion_begins_once_the_claims_are_in_the_cib_and_tells_the_rest_later() 
 }
 
 #[test]
-fn the_first_monitors_after_a_switchover_let_clients_go_first() {
+fn a_demoted_primary_leaves_the_second_after_to_its_heir() {
     let cluster = Cluster::pair();
     cluster.act("pg01", "demote").with(0);
     cluster.forget_calls();
@@ -128,13 +128,6 @@ fn the_first_monitors_after_a_switchover_let_clients_go_first() {
     let took = demoted.elapsed();
     assert!(took < Duration::from_secs(1), "this machine took {took:?} for a monitor");
     assert_eq!(cluster.calls(), [""; 0], "clients wait, and it asks and tells");
-    cluster.act("pg02", "promote").with(0);
-    cluster.forget_calls();
-    fs::write(cluster.path("before"), "").expect("written");
-    cluster.act("pg02", "monitor").with(8);
-    let made = |name| fs::metadata(cluster.path(name)).and_then(|file| file.created()).expect(name);
-    let after = made("calls").duration_since(made("before")).expect("later");
-    assert!(after >= Duration::from_millis(200), "{after:?}");
 }
 
 #[test]

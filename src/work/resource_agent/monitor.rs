@@ -46,7 +46,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(
     }
     if let (false, Some((local, state))) = (is_probe, asked) {
         let duties = match found {
-            Condition::Primary => primary::duties_in_turn(agent, &local, state).await,
+            Condition::Primary => primary::duties(agent, &local, state).await,
             _ => standby::duties(agent, &local, state, is_notified).await,
         };
         if let Err(failure) = duties {

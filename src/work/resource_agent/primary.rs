@@ -26,13 +26,6 @@ use crate::{
     },
 };
 
-/// Clients that have waited for a promotion keep all nodes busy: what a new primary has to say in its first
-/// monitor comes so much later, where commits wait for nobody yet.
-const CLIENTS_FIRST: Duration = Duration::from_millis(200);
-
-/// How long after a promotion a monitor counts as its first.
-const JUST_NOW: Duration = Duration::from_secs(1);
-
 /// A walreceiver that reconnects, for example because its upstream changed, is away this long at
 /// most; a standby that is away longer is lost.
 const GRACE: Duration = Duration::from_millis(500);
@@ -43,19 +36,6 @@ const PEER_LIMIT: Duration = Duration::from_secs(2);
 /// How long a standby must have been seen synchronous before it counts: time for the checkpointer
 /// to take over the reloaded settings, from which on every commit waits.
 const SETTLED: Duration = Duration::from_millis(150);
-
-/// The duties in a monitor: in the first one after a promotion clients go first.
-pub(super) async fn duties_in_turn<R: Run + Clone>(
-    agent: &Agent<R>,
-    local: &Local,
-    mut state: State,
-) -> Result<(), Failure> {
-    if was_just_promoted(agent, &state) && waits_for(&state) == Some(SyncName::None) {
-        sleep(CLIENTS_FIRST).await;
-        state = local.state().await?;
-    }
-    duties(agent, local, state).await
-}
 
 /// Compares what is with what should be and carries out the difference, in order.
 pub(super) async fn duties<R: Run + Clone>(
@@ -110,11 +90,6 @@ pub(super) async fn duties<R: Run + Clone>(
         }
     }
     Ok(())
-}
-
-fn was_just_promoted<R: Run + Clone>(agent: &Agent<R>, state: &State) -> bool {
-    let began = |timeline| agent.postmaster.has_begun_within(timeline, JUST_NOW);
-    state.timeline.is_some_and(began)
 }
 
 /// Whether no checkpoint was written since the promotion. The first monitor writes one.
