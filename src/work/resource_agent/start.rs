@@ -10,7 +10,7 @@ use super::{
     data, election, rejoin, rewind, shutdown, validate_all,
 };
 use crate::{
-    edge::command::Run,
+    edge::{agent_sql::State, command::Run},
     model::agent::{
         cib::Cib,
         claim::{DataStatus, Status},
@@ -60,34 +60,46 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         "primary" => primary.map_or("none", |node| node.name.as_str()));
     agent.launch().await?;
     let (ready, attributes) = tokio::join!(ready(agent), announce(agent, &address, files));
-    ready?;
-    attributes?;
+    let (ready, ()) = (ready?, attributes?);
+    // After the score of a start is told, which would replace the one that an election gives.
+    if let Some(state) = ready {
+        show_end(agent, &state).await?;
+    }
     Ok(OcfCode::Success)
 }
 
-/// Waits until the server accepts connections, and in quorum mode until its status says that it knows
-/// where its WAL ends: only then do others count it as seen.
-async fn ready<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<(), Failure> {
+/// Waits until the server accepts connections, and in quorum mode until it knows where its WAL ends; returns its
+/// state then.
+async fn ready<R: Run + Clone>(agent: &Agent<R>) -> Result<Option<State>, Failure> {
     let local = agent.connect_when_ready(agent.left()).await?;
     if agent.parameters.mode != ReplicationMode::Quorum {
-        return Ok(());
+        return Ok(None);
     }
     let deadline = Instant::now() + agent.left() / 2;
     let mut state = local.state().await?;
     while !state.exhausted {
         if Instant::now() >= deadline {
             // It goes on replaying; its monitor says when it is done.
-            return Ok(());
+            return Ok(None);
         }
         sleep(Duration::from_millis(20)).await;
         state = local.state().await?;
     }
+    Ok(Some(state))
+}
+
+/// Says that this member of a quorum knows where its WAL ends, so that others count it as seen, and stands for
+/// election where there is no primary.
+async fn show_end<R: Run + Clone + 'static>(
+    agent: &Agent<R>,
+    state: &State,
+) -> Result<(), Failure> {
     let name = &agent.names().status;
     let set = agent.attributes.set(&agent.node, name, Status::Alone.as_str()).await;
     agent.tolerate("status", set);
     let cib = agent.attributes.query().await?;
     if cib.primary_other_than(&agent.node, agent.names()).is_none() {
-        election::candidacy(agent, &cib, &state).await?;
+        election::candidacy(agent, &cib, state).await?;
     }
     Ok(())
 }
