@@ -180,3 +180,32 @@ fn the_alert_wakes_supervise_for_promotions_and_for_what_happens_to_nodes() {
         assert_eq!(poked.exists(), wakes, "{kind} {task}");
     }
 }
+
+#[test]
+fn what_cannot_be_printed_ends_nothing() {
+    let full = || fs::OpenOptions::new().write(true).open("/dev/full").expect("Linux");
+    let run = |args: &[&str], command: &mut dyn FnMut(&mut Command)| {
+        let mut pgcm = Command::new(env!("CARGO_BIN_EXE_pgcm"));
+        command(pgcm.args(args));
+        pgcm.output().expect("pgcm runs")
+    };
+    // The answer is not there, and nobody may take it for one.
+    let output = run(&["show-config"], &mut |pgcm| {
+        pgcm.stdout(full());
+    });
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("cannot write to stdout"), "{}", text(&output.stderr));
+    // Whoever asked for the first lines only has them.
+    let (reader, writer) = std::io::pipe().expect("a pipe");
+    drop(reader);
+    let mut writer = Some(writer);
+    let output = run(&["show-config"], &mut |pgcm| {
+        pgcm.stdout(writer.take().expect("once"));
+    });
+    assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
+    // An agent tells what it does, and why not, to a log on a full disk.
+    let output = run(&["resource-agent", "nonsense"], &mut |pgcm| {
+        pgcm.stderr(full());
+    });
+    assert_eq!(output.status.code(), Some(3), "as OCF has it: not implemented");
+}

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{complain, parts};
+use super::{complain, parts, say};
 use crate::{config::load, exit::Exit};
 
 pub(super) fn run(path: &Path) -> Exit {
@@ -12,10 +12,7 @@ pub(super) fn run(path: &Path) -> Exit {
     };
     let secrets = parts::token(&config).and_then(|_| parts::etcd_user(&config));
     match secrets {
-        Ok(_) => {
-            println!("{} is fine", path.display());
-            Exit::Done
-        }
+        Ok(_) => say(format_args!("{} is fine\n", path.display()), Exit::Done),
         Err(error) => complain(&error, Exit::Usage),
     }
 }

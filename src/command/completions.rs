@@ -2,9 +2,11 @@
 
 use clap::CommandFactory;
 
+use super::say;
 use crate::{cli::Cli, exit::Exit};
 
 pub(super) fn run(shell: clap_complete::Shell) -> Exit {
-    clap_complete::generate(shell, &mut Cli::command(), "pgcm", &mut std::io::stdout());
-    Exit::Done
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "pgcm", &mut script);
+    say(String::from_utf8_lossy(&script), Exit::Done)
 }

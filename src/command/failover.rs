@@ -4,10 +4,11 @@ use std::{io::IsTerminal, sync::Arc};
 
 use slog::Logger;
 
-use super::{complain, live::Live, parts};
+use super::{complain, live::Live, parts, say, say_json};
 use crate::{
     cli::{self, Output},
     config::{Config, check, section::Span},
+    edge::streams,
     exit::Exit,
     model::finding::OVERRIDABLE,
     work::{
@@ -24,13 +25,14 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
     let config = match overridden(config, &args) {
         Ok(config) => config,
         Err(problems) => {
-            eprintln!("pgcm: flags and configuration together: {}", problems.join("; "));
+            let problems = problems.join("; ");
+            streams::aside(format_args!("pgcm: flags and configuration together: {problems}"));
             return Exit::Usage;
         }
     };
     let problems = refused(&config, &args);
     if !problems.is_empty() {
-        eprintln!("pgcm: {}", problems.join("; "));
+        streams::aside(format_args!("pgcm: {}", problems.join("; ")));
         return Exit::Usage;
     }
     let connected = parts::etcd(&config).and_then(|etcd| Ok((etcd, parts::token(&config)?)));
@@ -39,7 +41,7 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
         Err(error) => return complain(&error, Exit::Usage),
     };
     let live = args.output == Output::Text && std::io::stderr().is_terminal();
-    let live = live.then(Live::start);
+    let live = live.then(|| Live::start(args.dry_run));
     let (progress, log): (Arc<dyn Progress>, Logger) = match &live {
         Some(live) => (live.clone(), crate::telemetry::log::discard()),
         None => (Arc::new(Logged(log.clone())), log),
@@ -47,11 +49,11 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
     let (switch, stop) = Stop::new();
     tokio::spawn(async move {
         if signalled().await.is_ok() {
+            let _ = switch.send(true);
             match live {
                 Some(live) => live.stopping(),
-                None => eprintln!("pgcm: stopping, and putting back what was begun"),
+                None => streams::aside("pgcm: stopping, and undoing what was begun"),
             }
-            let _ = switch.send(true);
             // A second signal must not end the undo.
             std::future::pending::<()>().await;
         }
@@ -62,13 +64,9 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
 
 fn show(report: &Report, output: Output) -> Exit {
     match output {
-        Output::Text => print!("{report}"),
-        Output::Json => match serde_json::to_string_pretty(report) {
-            Ok(json) => println!("{json}"),
-            Err(error) => return complain(&error, Exit::NeedsHands),
-        },
+        Output::Text => say(report, report.exit),
+        Output::Json => say_json(report, report.exit),
     }
-    report.exit
 }
 
 /// The configuration with what the flags say put into it, if that can work.

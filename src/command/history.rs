@@ -2,11 +2,14 @@
 
 use serde_json::{Value, json};
 
-use super::{complain, parts};
+use super::{complain, parts, say, say_json};
 use crate::{
     cli::{self, Output},
     config::Config,
-    edge::etcd::{EtcdError, Snapshot},
+    edge::{
+        etcd::{EtcdError, Snapshot},
+        streams,
+    },
     exit::Exit,
     model::history::text,
     work::history,
@@ -26,15 +29,11 @@ pub(super) async fn run(config: Config, args: cli::History) -> Exit {
     entries.truncate(args.last);
     match args.output {
         Output::Text => {
-            print!("{}", text(&entries));
-            odd.iter().for_each(|words| eprintln!("pgcm: {words}"));
+            odd.iter().for_each(|words| streams::aside(format_args!("pgcm: {words}")));
+            say(text(&entries), Exit::Done)
         }
-        Output::Json => match serde_json::to_string_pretty(&as_json(&snapshot)) {
-            Ok(json) => println!("{json}"),
-            Err(error) => return complain(&error, Exit::NeedsHands),
-        },
+        Output::Json => say_json(&as_json(&snapshot), Exit::Done),
     }
-    Exit::Done
 }
 
 /// Everything that is on record, each entry with its key; one that is no JSON as a string.

@@ -8,7 +8,10 @@ use std::{
 
 use tokio::time::{Instant, sleep};
 
-use crate::work::failover::progress::{Event, Progress};
+use crate::{
+    model::finding::Finding,
+    work::failover::progress::{Event, Progress},
+};
 
 /// How often the line of the running step is drawn anew.
 const TICK: Duration = Duration::from_millis(100);
@@ -60,7 +63,8 @@ fn lasting(event: &Event<'_>) -> Option<String> {
         Event::UndoDone { step, took, dirty: [] } => ended(format!("undo {step}"), "done", took),
         Event::UndoDone { step, took, .. } => ended(format!("undo {step}"), "FAILED", took),
         Event::Overridden { found } => {
-            format!("  OVERRIDDEN {} ({})", found.finding.check, found.by)
+            let Finding { check, message, .. } = &found.finding;
+            format!("  OVERRIDDEN {check} ({}): {message}", found.by)
         }
         Event::Terminated { transactions } => {
             let one = |ended| format!("  TERMINATED {ended}");
@@ -76,8 +80,13 @@ fn lasting(event: &Event<'_>) -> Option<String> {
 
 impl Live {
     /// Must be called inside a runtime; draws until the last reference to it is dropped.
-    pub(super) fn start() -> Arc<Self> {
+    pub(super) fn start(dry_run: bool) -> Arc<Self> {
         let live = Arc::new(Self(Mutex::default()));
+        if !dry_run {
+            live.draw(Some(
+                "  Ctrl-C, once, stops it: what was begun is undone, and clients are let go",
+            ));
+        }
         let drawn = Arc::downgrade(&live);
         tokio::spawn(async move {
             while let Some(live) = drawn.upgrade() {
@@ -92,7 +101,8 @@ impl Live {
     /// Says that a signal was heard and what follows from it.
     pub(super) fn stopping(&self) {
         self.draw(Some(
-            "  stopping: what was begun is put back now; a second Ctrl-C changes nothing",
+            "  stopping: what was begun is undone now; a demotion cannot be, so after it the new primary is \
+             waited for. A second Ctrl-C changes nothing",
         ));
     }
 

@@ -16,13 +16,15 @@ mod supervise;
 mod watch;
 mod with_lock;
 
-use std::{future::Future, path::Path, process::ExitCode};
+use std::{fmt::Display, future::Future, io, path::Path, process::ExitCode};
 
+use serde::Serialize;
 use slog::Logger;
 
 use crate::{
     cli::{Cli, Command},
     config::{Config, load},
+    edge::streams,
     error::chain,
     exit::Exit,
     telemetry::log,
@@ -68,8 +70,31 @@ fn configured(path: &Path, run: impl FnOnce(Config, Logger) -> Exit) -> ExitCode
 
 /// Tells a person why the command ends, and returns `exit`.
 fn complain(error: &dyn std::error::Error, exit: Exit) -> Exit {
-    eprintln!("pgcm: {}", chain(error));
+    streams::aside(format_args!("pgcm: {}", chain(error)));
     exit
+}
+
+/// As [`say`], for programs.
+fn say_json(value: &impl Serialize, exit: Exit) -> Exit {
+    match serde_json::to_string_pretty(value) {
+        Ok(json) => say(format_args!("{json}\n"), exit),
+        Err(error) => complain(&error, Exit::NeedsHands),
+    }
+}
+
+/// Prints the answer of a command that ends with `exit`.
+fn say(text: impl Display, exit: Exit) -> Exit {
+    streams::out(text).map_or_else(|error| unsaid(&error, exit), |()| exit)
+}
+
+/// What a command ends with whose answer, which would have ended it with `exit`, could not be printed.
+fn unsaid(error: &io::Error, exit: Exit) -> Exit {
+    if error.kind() == io::ErrorKind::BrokenPipe {
+        // The reader has seen enough.
+        return exit;
+    }
+    streams::aside(format_args!("pgcm: cannot write to stdout: {error}"));
+    if exit == Exit::Done { Exit::Unreachable } else { exit }
 }
 
 fn block_on(work: impl Future<Output = Exit>) -> Exit {

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::{
+    edge::streams,
     telemetry::log::{Format, logger},
     work::resource_agent,
 };
@@ -20,7 +21,7 @@ pub(super) fn run(action: &str) -> ExitCode {
             ExitCode::from(code.exit_code())
         }
         Err(error) => {
-            eprintln!("ocf-exit-reason:cannot start the runtime: {error}");
+            streams::aside(format_args!("ocf-exit-reason:cannot start the runtime: {error}"));
             ExitCode::from(1)
         }
     }

@@ -1,11 +1,11 @@
 //! `pgcm show-config`
 
+use super::say;
 use crate::{
     config::{Config, render::render},
     exit::Exit,
 };
 
 pub(super) fn run() -> Exit {
-    print!("{}", render(&Config::default()));
-    Exit::Done
+    say(render(&Config::default()), Exit::Done)
 }

@@ -6,7 +6,7 @@ use serde_json::json;
 use slog::Logger;
 use tokio::task::JoinSet;
 
-use super::{complain, parts, watch};
+use super::{complain, parts, say, say_json, watch};
 use crate::{
     cli::{self, Output},
     config::Config,
@@ -54,13 +54,9 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
         return check(&config, &status, asked, args.node, args.output);
     }
     match args.output {
-        Output::Text => print!("{}", status.text()),
-        Output::Json => match serde_json::to_string_pretty(&status) {
-            Ok(json) => println!("{json}"),
-            Err(error) => return complain(&error, Exit::NeedsHands),
-        },
+        Output::Text => say(status.text(), Exit::Done),
+        Output::Json => say_json(&status, Exit::Done),
     }
-    Exit::Done
 }
 
 fn check(
@@ -81,11 +77,11 @@ fn check(
     };
     let answer = answer(status, question, &node);
     let (yes, reason) = (answer.is_ok(), answer.unwrap_or_else(|reason| reason));
+    let exit = if yes { Exit::Done } else { Exit::Refused };
     match output {
-        Output::Text => println!("{}: {reason}", if yes { "yes" } else { "no" }),
-        Output::Json => println!("{}", json!({ "yes": yes, "reason": reason })),
+        Output::Text => say(format_args!("{}: {reason}\n", if yes { "yes" } else { "no" }), exit),
+        Output::Json => say(format_args!("{}\n", json!({ "yes": yes, "reason": reason })), exit),
     }
-    if yes { Exit::Done } else { Exit::Refused }
 }
 
 /// What `status` is about; of the history, which is long, only the end.

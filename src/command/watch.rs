@@ -1,6 +1,6 @@
 //! `pgcm status --watch`
 
-use std::{convert::Infallible, io::Write, sync::Arc, time::Duration};
+use std::{convert::Infallible, io, sync::Arc, time::Duration};
 
 use slog::Logger;
 use tokio::{
@@ -11,10 +11,11 @@ use tokio::{
 use super::{
     complain,
     status::{ask_all, assemble, read},
+    unsaid,
 };
 use crate::{
     cli::Output,
-    edge::{clock, etcd::Etcd},
+    edge::{clock, etcd::Etcd, streams},
     error::chain,
     exit::Exit,
     model::status::AgentStatus,
@@ -28,7 +29,7 @@ const ASK: Duration = Duration::from_secs(3);
 /// Two changes closer together than this make one picture.
 const SETTLE: Duration = Duration::from_millis(50);
 
-/// Shows the status anew whenever something changes, until Ctrl-C.
+/// Shows the status anew whenever something changes, until Ctrl-C or until nobody reads it any more.
 pub(super) async fn run(
     etcd: Arc<Etcd>,
     expected: Vec<String>,
@@ -44,7 +45,7 @@ pub(super) async fn run(
         },
         never = etcd.wake_on_change("/", &wake, &log) => match never {},
         never = ask(&etcd, &sender, &wake) => match never {},
-        never = draw(&etcd, &expected, output, agents, &wake) => match never {},
+        error = draw(&etcd, &expected, output, agents, &wake) => unsaid(&error, Exit::Done),
     }
 }
 
@@ -58,24 +59,30 @@ async fn ask(etcd: &Etcd, agents: &watch::Sender<Vec<AgentStatus>>, wake: &Notif
     }
 }
 
+/// Ends only when a picture cannot be shown.
 async fn draw(
     etcd: &Etcd,
     expected: &[String],
     output: Output,
     agents: watch::Receiver<Vec<AgentStatus>>,
     wake: &Notify,
-) -> Infallible {
+) -> io::Error {
     let mut last = String::new();
     loop {
         let due = Instant::now() + REDRAW;
         let picture = picture(etcd, expected, output, &agents).await;
-        match output {
+        let shown = match output {
             // From the top left; what an earlier picture had beyond this one is erased.
-            Output::Text => print!("\x1b[H\x1b[2J{}\n\n{picture}", clock::now_rfc3339()),
-            Output::Json if picture != last => println!("{picture}"),
-            Output::Json => {}
+            Output::Text => {
+                let now = clock::now_rfc3339();
+                streams::out(format_args!("\x1b[H\x1b[2J{now}\n\n{picture}"))
+            }
+            Output::Json if picture != last => streams::out(format_args!("{picture}\n")),
+            Output::Json => Ok(()),
+        };
+        if let Err(error) = shown {
+            return error;
         }
-        let _ = std::io::stdout().flush();
         last = picture;
         tokio::select! {
             () = sleep_until(due) => {}

@@ -9,6 +9,7 @@ use super::parts;
 use crate::{
     cli,
     config::{Config, load},
+    edge::{signals::Hangup, streams},
     error::chain,
     exit::Exit,
     model::attempt::Attempt,
@@ -62,7 +63,9 @@ async fn hold(config: &Config, args: cli::WithLock, log: Logger) -> ExitCode {
     match with_lock::run(options, etcd, stop, interrupt, log).await {
         Ok(Ended::Command(status)) => ExitCode::from(u8::try_from(status).unwrap_or(ERROR)),
         Ok(Ended::Locked(Attempt { holder, purpose, started_at, .. })) => {
-            eprintln!("pgcm: {holder} holds the lock for `{purpose}` since {started_at}");
+            streams::aside(format_args!(
+                "pgcm: {holder} holds the lock for `{purpose}` since {started_at}"
+            ));
             Exit::Locked.into()
         }
         Err(error) => complain(&error),
@@ -72,7 +75,7 @@ async fn hold(config: &Config, args: cli::WithLock, log: Logger) -> ExitCode {
 /// A stop for SIGTERM and SIGHUP, and one for SIGINT.
 fn signals() -> std::io::Result<(Stop, Stop)> {
     let mut terminate = signal(SignalKind::terminate())?;
-    let mut hangup = signal(SignalKind::hangup())?;
+    let mut hangup = Hangup::listen()?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let (stop_switch, stop) = Stop::new();
     let (interrupt_switch, interrupted) = Stop::new();
@@ -80,7 +83,7 @@ fn signals() -> std::io::Result<(Stop, Stop)> {
         loop {
             let switch = tokio::select! {
                 _ = terminate.recv() => &stop_switch,
-                _ = hangup.recv() => &stop_switch,
+                () = hangup.recv() => &stop_switch,
                 _ = interrupt.recv() => &interrupt_switch,
             };
             let _ = switch.send(true);
@@ -90,6 +93,6 @@ fn signals() -> std::io::Result<(Stop, Stop)> {
 }
 
 fn complain(error: &dyn Error) -> ExitCode {
-    eprintln!("pgcm: {}", chain(error));
+    streams::aside(format_args!("pgcm: {}", chain(error)));
     ERROR.into()
 }

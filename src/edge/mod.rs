@@ -21,5 +21,7 @@ pub mod postgres;
 pub mod postmaster;
 pub mod rewind_files;
 pub mod server_log;
+pub mod signals;
 pub mod slot_sql;
+pub mod streams;
 pub mod tail_files;

@@ -1,4 +1,7 @@
 //! The logger: key=value on a terminal, JSON otherwise, always to stderr.
+//!
+//! What cannot be written (a full disk, a terminal that hung up, a journal that went away) is dropped: a
+//! line of the log must not end what it tells of.
 
 use std::{io::IsTerminal, sync::Mutex};
 
@@ -22,11 +25,11 @@ pub fn logger(format: Format, level: Level) -> Logger {
     };
     if text {
         let decorator = slog_term::TermDecorator::new().stderr().build();
-        let drain = slog_term::FullFormat::new(decorator).build().fuse();
-        Logger::root(Mutex::new(LevelFilter::new(drain, level)).fuse(), o!())
+        let drain = slog_term::FullFormat::new(decorator).build().ignore_res();
+        Logger::root(Mutex::new(LevelFilter::new(drain, level)).ignore_res(), o!())
     } else {
-        let drain = slog_json::Json::default(std::io::stderr()).fuse();
-        Logger::root(Mutex::new(LevelFilter::new(drain, level)).fuse(), o!())
+        let drain = slog_json::Json::default(std::io::stderr()).ignore_res();
+        Logger::root(Mutex::new(LevelFilter::new(drain, level)).ignore_res(), o!())
     }
 }
 

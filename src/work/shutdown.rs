@@ -9,6 +9,8 @@ use tokio::{
     task::JoinSet,
 };
 
+use crate::edge::signals::Hangup;
+
 /// Tells loops when to end. Cheap to clone.
 #[derive(Debug, Clone)]
 pub struct Stop(watch::Receiver<bool>);
@@ -31,13 +33,15 @@ impl Stop {
     }
 }
 
-/// Returns when SIGTERM or SIGINT arrives.
+/// Returns when SIGTERM, SIGINT or SIGHUP arrives: a session that is cut off ends in good order, too.
 pub async fn signalled() -> std::io::Result<&'static str> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut hangup = Hangup::listen()?;
     Ok(tokio::select! {
         _ = terminate.recv() => "SIGTERM",
         _ = interrupt.recv() => "SIGINT",
+        () = hangup.recv() => "SIGHUP",
     })
 }
 

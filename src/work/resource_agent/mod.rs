@@ -31,7 +31,10 @@ use tokio::time::Instant;
 
 use self::context::{Agent, Failure};
 use crate::{
-    edge::command::{Processes, Run},
+    edge::{
+        command::{Processes, Run},
+        streams,
+    },
     model::agent::{
         code::OcfCode,
         condition::Process,
@@ -46,8 +49,8 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
     let begun = Instant::now();
     let result = match action {
         "meta-data" => {
-            println!("{}", meta_data::document());
-            return OcfCode::Success;
+            let printed = streams::out(format_args!("{}\n", meta_data::document()));
+            return if printed.is_ok() { OcfCode::Success } else { OcfCode::Generic };
         }
         "start" | "stop" | "monitor" | "status" | "promote" | "demote" | "notify"
         | "validate-all" => dispatch(action, env, log, begun).await,
@@ -71,7 +74,7 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
                 "code" => failure.code.exit_code(), "reason" => &failure.reason,
                 "commands" => failure.commands.join(" && "), "elapsed_ms" => elapsed_ms);
             told::keep(action, env, &failure, log);
-            eprintln!("ocf-exit-reason:{}", failure.reason);
+            streams::aside(format_args!("ocf-exit-reason:{}", failure.reason));
             failure.code
         }
     }
