@@ -8,7 +8,10 @@ use pgcm::{
     edge::postgres::{Postgres, PostgresOptions},
     model::{console::Backend, pause::Claim},
     telemetry::log::discard,
-    work::pauser::{Pauser, PauserOptions, SharedGate},
+    work::{
+        fence::SharedGate,
+        pauser::{Pauser, PauserOptions},
+    },
 };
 use support::{
     eventually, free_port,
@@ -17,6 +20,7 @@ use support::{
 };
 
 const LIMIT: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = Duration::from_millis(1);
 const LONG: Duration = Duration::from_secs(60);
 
 fn postgres(server: &Server) -> Postgres {
@@ -59,14 +63,16 @@ async fn what_holds_up_the_pause_is_terminated_and_nothing_else() {
     // The same PID on another machine is another process.
     let elsewhere = Backend { port: backends[0].port ^ 1, ..backends[0] };
     let asked = postgres(&server);
-    assert_eq!(asked.terminate(&[elsewhere]).await.expect("an answer"), []);
-    let ended = asked.terminate(&backends).await.expect("an answer");
+    assert_eq!(asked.terminate(&[elsewhere], AT_ONCE).await.expect("an answer"), []);
+    // It may end by itself yet.
+    assert_eq!(asked.terminate(&backends, LONG).await.expect("an answer"), []);
+    let ended = asked.terminate(&backends, AT_ONCE).await.expect("an answer");
     let [ended] = &ended[..] else { panic!("{ended:?}") };
     assert_eq!((ended.pid.to_string(), ended.state.as_str()), (pid, "idle in transaction"));
     assert_eq!(pausing.await.expect("no panic").expect("the way is clear"), 1);
     pauser.resume(&claim).await.expect("resumed");
     direct.batch_execute("COMMIT").await.expect("it was left alone");
-    assert_eq!(asked.terminate(&backends).await.expect("an answer"), [], "gone by now");
+    assert_eq!(asked.terminate(&backends, AT_ONCE).await.expect("an answer"), [], "gone by now");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,7 +102,7 @@ async fn a_commit_that_waits_for_a_standby_is_left_alone() {
         tokio::spawn(async move { client.batch_execute("INSERT INTO t VALUES (1)").await });
     eventually(LIMIT, "the commit waits", is_waiting).await;
     let backend = Backend { pid, port };
-    assert_eq!(postgres(&server).terminate(&[backend]).await.expect("an answer"), []);
+    assert_eq!(postgres(&server).terminate(&[backend], AT_ONCE).await.expect("an answer"), []);
     assert!(is_waiting().await, "it waits on");
     let free = "SET synchronous_commit = local; ALTER SYSTEM RESET synchronous_standby_names";
     for statement in free.split("; ") {

@@ -153,7 +153,8 @@ const TERMINATE: &str = "
       FROM pg_stat_activity a
       JOIN unnest($1::bigint[], $2::int[]) AS b (pid, port) ON b.pid = a.pid
      WHERE backend_type = 'client backend' AND a.pid <> pg_backend_pid() AND xact_start IS NOT NULL
-       AND wait_event IS DISTINCT FROM 'SyncRep' AND client_port IN (b.port, -1)";
+       AND wait_event IS DISTINCT FROM 'SyncRep' AND client_port IN (b.port, -1)
+       AND clock_timestamp() - xact_start >= $3::bigint * interval '1 millisecond'";
 
 const BURDENS: &str = "
     SELECT ARRAY(SELECT gid FROM pg_prepared_xacts ORDER BY prepared) AS prepared,
@@ -185,13 +186,18 @@ impl Postgres {
         rows.iter().map(|row| open_transaction(row).map_err(|s| refused(WHAT, s))).collect()
     }
 
-    /// Ends those of `backends` that are in a transaction, but for one that waits for a standby to
-    /// confirm its commit; returns what they were.
-    pub async fn terminate(&self, backends: &[Backend]) -> Result<Vec<Terminated>, PostgresError> {
+    /// Ends those of `backends` that have been in a transaction for `min_age`, but for one that waits for
+    /// a standby to confirm its commit; returns what they were.
+    pub async fn terminate(
+        &self,
+        backends: &[Backend],
+        min_age: Duration,
+    ) -> Result<Vec<Terminated>, PostgresError> {
         const WHAT: &str = "terminate transactions";
         let pids: Vec<i64> = backends.iter().map(|backend| backend.pid.into()).collect();
         let ports: Vec<i32> = backends.iter().map(|backend| backend.port.into()).collect();
-        let rows = self.query(WHAT, TERMINATE, &[&pids, &ports]).await?;
+        let min_age = i64::try_from(min_age.as_millis()).unwrap_or(i64::MAX);
+        let rows = self.query(WHAT, TERMINATE, &[&pids, &ports, &min_age]).await?;
         let ended = rows.iter().map(|row| open_transaction(row).map(Terminated::from));
         ended.collect::<Result<_, _>>().map_err(|source| refused(WHAT, source))
     }

@@ -154,14 +154,17 @@ impl Peer {
         Ok(self.within(what, limit, client.blockers(request)).await?.backends)
     }
 
-    /// Ends those of `backends` that are in a transaction; returns what they were.
+    /// Ends those of `backends` that have been in a transaction for `min_age`; returns what they were.
     pub async fn terminate(
         &self,
         attempt: pb::Attempt,
         backends: Vec<pb::Backend>,
+        min_age: Duration,
         limit: Duration,
     ) -> Result<Vec<Terminated>, PeerError> {
-        let request = self.request(pb::TerminateRequest { attempt: Some(attempt), backends });
+        let min_age_ms = millis(min_age);
+        let request =
+            self.request(pb::TerminateRequest { attempt: Some(attempt), backends, min_age_ms });
         let mut client = self.client.clone();
         let what = "terminate transactions";
         let answer = self.within(what, limit, client.terminate(request)).await?;

@@ -179,11 +179,12 @@ impl pb::agent_server::Agent for Api {
     ) -> Answer<pb::TerminateResponse> {
         let (body, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
         let backends = argument::backends("backends", &body.backends)?;
+        let min_age = argument::span("min_age_ms", body.min_age_ms)?;
         self.fence(&claim)?;
         let mover = part(&self.parts.mover, "Postgres to terminate transactions in")?;
         let attempt = claim.attempt.clone();
         self.carry_out("terminate", claim, LIMIT, async move {
-            let ended = mover.terminate(&attempt, &backends).await;
+            let ended = mover.terminate(&attempt, &backends, min_age).await;
             let ended = ended.map_err(|error| answer::failed(&error))?;
             let terminated = ended.into_iter().map(answer::terminated).collect();
             Ok(pb::TerminateResponse { terminated })

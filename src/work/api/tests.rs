@@ -216,10 +216,11 @@ async fn bad_arguments_are_named_with_what_was_expected() {
         (vec![backend(0, 5)], "backends is PID 0, port 5; expected a PID other than 0"),
         (vec![backend(7, 65_536)], "backends is PID 7, port 65536"),
     ] {
-        let terminate = pb::TerminateRequest { attempt: attempt(5), backends };
+        let terminate = pb::TerminateRequest { attempt: attempt(5), backends, min_age_ms: 1 };
         told_of(client.terminate(terminate).await.map(|_| ()), told);
     }
-    let terminate = pb::TerminateRequest { attempt: None, backends: vec![backend(7, 5)] };
+    let backends = vec![backend(7, 5)];
+    let terminate = pb::TerminateRequest { attempt: None, backends, min_age_ms: 1 };
     told_of(client.terminate(terminate).await.map(|_| ()), "attempt is missing");
     let nowhere = pb::UnmigrateRequest { attempt: None };
     told_of(client.unmigrate(nowhere).await.map(|_| ()), "attempt is missing");
@@ -243,7 +244,7 @@ async fn a_stale_fencing_token_is_refused() {
     assert_eq!((status.code(), reason(&status)), (Code::FailedPrecondition, STALE_TOKEN));
     assert!(status.message().contains("fencing_token is 6, but 7 was seen"), "{status}");
     let backends = vec![pb::Backend { pid: 7, port: 5 }];
-    let terminate = pb::TerminateRequest { attempt: attempt(6), backends };
+    let terminate = pb::TerminateRequest { attempt: attempt(6), backends, min_age_ms: 1 };
     let status = client.terminate(terminate).await.expect_err("stale");
     assert_eq!(reason(&status), STALE_TOKEN);
     server.gate.lock().unwrap().observe(9);

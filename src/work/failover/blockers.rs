@@ -20,8 +20,9 @@ const LIMIT: Duration = Duration::from_secs(2);
 const AGAIN: Duration = Duration::from_millis(300);
 
 impl Failover {
-    /// Once the pause that `began` then has lasted `terminate_after`, ends whatever still holds it
-    /// up, again and again until `done`. A round that was begun is waited for, since it is reported.
+    /// Once the pause that `began` then has lasted `terminate_after`, ends what still holds it up and has
+    /// been open as long, again and again until `done`. A round that was begun is waited for, since it is
+    /// reported.
     pub(super) async fn clear_the_way(&self, began: Instant, mut done: Stop) {
         let Some(after) = self.options.terminate_after else { return };
         let mut due = began + after;
@@ -31,7 +32,7 @@ impl Failover {
                 () = done.wait() => return,
                 () = sleep_until(due) => {}
             }
-            match self.terminate_blockers().await {
+            match self.terminate_blockers(after).await {
                 Ok(ended) if ended.is_empty() => {}
                 Ok(ended) => {
                     self.progress.tell(&Event::Terminated { transactions: &ended });
@@ -43,7 +44,7 @@ impl Failover {
         }
     }
 
-    async fn terminate_blockers(&self) -> Result<Vec<Terminated>, String> {
+    async fn terminate_blockers(&self, min_age: Duration) -> Result<Vec<Terminated>, String> {
         let blockers = self.blockers().await;
         if blockers.is_empty() {
             return Ok(Vec::new());
@@ -56,12 +57,13 @@ impl Failover {
             agents
         };
         let agent = agents.first().ok_or("no supervise of the primary is there to ask")?;
-        let answer = agent.peer.terminate(self.attempt(), blockers, LIMIT).await;
+        let answer = agent.peer.terminate(self.attempt(), blockers, min_age, LIMIT).await;
         answer.map_err(|error| error.to_string())
     }
 
     /// Connections that the PgBouncers of all agents have in use; those of one that does not answer
-    /// are left out.
+    /// are left out. Of all: what holds up an application's PgBouncer may be known only to the one on a
+    /// Postgres node that it goes through, which still works for others.
     async fn blockers(&self) -> Vec<pb::Backend> {
         let mut asked = JoinSet::new();
         for (_, agent) in pausers(&self.state().agents) {

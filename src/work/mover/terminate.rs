@@ -1,5 +1,7 @@
 //! Ends transactions that hold up a pause, when the operator asked for that.
 
+use std::time::Duration;
+
 use slog::warn;
 
 use super::{MoveError, Mover};
@@ -9,8 +11,8 @@ use crate::{
 };
 
 impl<R: Run> Mover<R, Postgres> {
-    /// Ends those of `backends` that are in a transaction on this node's Postgres; returns what they
-    /// were. One that waits for a standby to confirm its commit is left alone.
+    /// Ends those of `backends` that have been in a transaction on this node's Postgres for `min_age`;
+    /// returns what they were. One that waits for a standby to confirm its commit is left alone.
     ///
     /// # Errors
     /// [`MoveError::Postgres`].
@@ -18,8 +20,10 @@ impl<R: Run> Mover<R, Postgres> {
         &self,
         attempt: &str,
         backends: &[Backend],
+        min_age: Duration,
     ) -> Result<Vec<Terminated>, MoveError> {
-        let ended = self.postgres.terminate(backends).await.map_err(MoveError::Postgres)?;
+        let ended =
+            self.postgres.terminate(backends, min_age).await.map_err(MoveError::Postgres)?;
         for one in &ended {
             warn!(self.log, "terminated a transaction that held up the pause";
                 "event" => "move.blocker.terminate", "attempt" => attempt, "pid" => one.pid,
