@@ -189,6 +189,19 @@ async fn nobody_else_can_say_that_a_move_under_way_leaves_no_constraint() {
 }
 
 #[tokio::test]
+async fn a_constraint_that_cannot_be_removed_is_left_alone_once_the_lock_is_released() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.fault("unmigrate", Fault::Fail);
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::NeedsHands, "{report}");
+    let asked = cluster.calls().into_iter().filter(|call| call.ends_with("unmigrate"));
+    // Its own agent, then all that are left; nobody again without the lock.
+    assert_eq!(asked.count(), 3, "{report}");
+    let told = report.dirty.iter().any(|dirt| dirt.remedy.contains("supervise removes it"));
+    assert!(told, "{report}");
+}
+
+#[tokio::test]
 async fn a_lost_lease_ends_all_action_but_letting_clients_go() {
     let (_process, etcd, cluster) = start().await;
     cluster.fault("migrate", Fault::Hang);

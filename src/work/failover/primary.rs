@@ -217,12 +217,19 @@ impl Failover {
 
     /// Undo of the lock: whatever is still ours goes, the lock last.
     pub(super) async fn undo_lock(&self) -> Vec<Dirt> {
-        let lost = self.lock.is_lost();
-        let mut dirty = if lost { Vec::new() } else { self.clear_constraint().await };
+        // Lost, or released by the last step, which could not remove the constraint. It may be another's by now.
+        let gone = self.lock.is_lost() || !self.state().locked;
+        let mut dirty = if gone { Vec::new() } else { self.clear_constraint().await };
         let lifetime = self.options.constraint_lifetime;
-        if lost && self.state().may_have_constraint() {
-            let remedy = format!("it stops to count {lifetime:?} after it was made");
-            dirty.push(Dirt::new("the move constraint was not removed: the lock was lost", remedy));
+        if gone && self.state().may_have_constraint() {
+            let remedy = format!(
+                "supervise removes it as soon as the primary stays without it; it stops to count {lifetime:?} \
+                 after it was made"
+            );
+            dirty.push(Dirt::new(
+                "the move constraint stays: this attempt has no lock any more",
+                remedy,
+            ));
         }
         dirty.extend(self.release_lock().await);
         dirty
@@ -274,7 +281,10 @@ impl Failover {
     async fn release_lock(&self) -> Option<Dirt> {
         let held = self.state().locked;
         match self.lock.release().await {
-            Ok(()) => None,
+            Ok(()) => {
+                self.state().locked = false;
+                None
+            }
             Err(_) if !held => None,
             Err(error) => Some(Dirt::new(
                 format!("the lock is not released: {}", crate::error::chain(&error)),
