@@ -143,3 +143,23 @@ async fn the_constraint_stays_until_the_new_primary_has_the_highest_score() {
     assert!(matches!(error, MoveError::Overtaken { .. }), "{error}");
     assert_eq!(stage.scene.0.lock().unwrap().constraints.len(), 1);
 }
+
+#[tokio::test]
+async fn whoever_holds_the_lock_now_keeps_its_constraint() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    stage.scene.set(|world| world.constraints = vec!["<rsc_location/>".to_owned()]);
+    let lock = |id: &str| {
+        format!(
+            r#"{{"id":"{id}","holder":"h","purpose":"failover","started_at":"","step":"migrate",
+                "pause_deadline_unix_ms":0}}"#
+        )
+    };
+    // No agent has heard of it yet.
+    stage.put("/failover", &lock("a2")).await;
+    let error = mover.unmigrate("a1", || true).await.expect_err("it is another's");
+    assert!(matches!(error, MoveError::Overtaken { .. }), "{error}");
+    assert_eq!(stage.scene.calls("--delete"), 0);
+    assert!(mover.unmigrate("a2", || true).await.expect("its own"));
+}

@@ -14,13 +14,15 @@ use pgcm::{
     model::{
         attempt::Attempt,
         console::Flow,
+        fence::LockSeen,
         finding::{Finding, Severity},
         pause::Claim,
     },
     telemetry::log::discard,
     work::{
         checks::{Terms, pgbouncer as checks},
-        pauser::{PauseError, Pauser, PauserOptions, SharedGate},
+        fence::SharedGate,
+        pauser::{PauseError, Pauser, PauserOptions},
     },
 };
 use support::{
@@ -251,6 +253,29 @@ async fn a_clock_that_is_ahead_elsewhere_does_not_lengthen_an_adopted_pause() {
     })
     .await;
     assert!(begun.elapsed() >= 2 * SECOND, "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_adopted_pause_ends_also_when_a_failover_began_and_stopped_since() {
+    let (_postgres, pgbouncer) = setup().await;
+    pgbouncer.console().connect().await.unwrap().pause(SECOND).await.unwrap();
+    let gate = SharedGate::default();
+    let options = PauserOptions {
+        consoles: vec![pgbouncer.console()],
+        resume_limit: SECOND,
+        adopt_ceiling: 2 * SECOND,
+    };
+    let pauser = Pauser::new(options, gate.clone(), discard());
+    pauser.recover(Some((attempt(clock::unix_ms() + 1_000), 5))).await;
+    gate.lock().heed(LockSeen::Failover { token: 6 });
+    // Its own pause may be in force, made by another agent of this machine.
+    let begun = Instant::now();
+    eventually(5 * SECOND, "the ceiling ends the pause", || async {
+        flow(&pgbouncer).await == Flow::Active
+    })
+    .await;
+    assert!(begun.elapsed() >= 2 * SECOND, "{:?}", begun.elapsed());
+    eventually(SECOND, "nothing is held", || async { !pauser.status().borrow().paused }).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -20,8 +20,9 @@ use pgcm::{
     },
     telemetry::log::discard,
     work::{
+        fence::SharedGate,
         follow::{FollowError, Follower},
-        pauser::{Pauser, PauserOptions, SharedGate},
+        pauser::{Pauser, PauserOptions},
         proxy::{Proxy, ProxyOptions, ProxyState},
         register,
         render::Template,

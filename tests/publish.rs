@@ -2,7 +2,7 @@
 
 mod support;
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::time::Duration;
 
 use pgcm::{
     edge::{
@@ -168,12 +168,18 @@ async fn an_urgent_poke_is_followed_at_once_whatever_postgres_says() {
 }
 
 #[tokio::test]
-async fn the_token_of_the_failover_lock_is_passed_on() {
+async fn whoever_has_lost_the_lock_is_refused_soon() {
     let stage = stage().await;
     stage.put("/failover", "{}").await;
-    let created = stage.etcd.get("/failover").await.unwrap().unwrap().create_revision;
-    let seen = || async { stage.token.load(Ordering::Relaxed) == created };
-    eventually(SOON, "the token is seen", seen).await;
+    let token = stage.etcd.get("/failover").await.unwrap().unwrap().create_revision;
+    let older_is_refused = || async { stage.gate.lock().admit(token - 1).is_err() };
+    eventually(SOON, "the token is seen", older_is_refused).await;
+    stage.gate.lock().admit(token).expect("it holds the lock");
+    let gone = pgcm::edge::etcd::Expect::CreateRevision(token);
+    stage.etcd.delete_if("/failover", gone).await.unwrap();
+    let is_refused = || async { stage.gate.lock().admit(token).is_err() };
+    eventually(SOON, "nobody has it", is_refused).await;
+    stage.gate.lock().admit_to_let_go(token).expect("nobody else has begun");
 }
 
 #[tokio::test]

@@ -1,10 +1,6 @@
 //! What supervise and proxy have in common: the API, the registration, HTTP, and an orderly end.
 
-use std::{
-    net::SocketAddr,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use slog::{Logger, error};
 use tokio::{net::TcpListener, sync::watch};
@@ -18,15 +14,13 @@ use crate::{
     edge::{etcd::Etcd, files::FileError, pgbouncer::Console},
     error::chain,
     exit::Exit,
-    model::{
-        pause::Gate,
-        registration::{AgentKind, Registration},
-    },
+    model::registration::{AgentKind, Registration},
     work::{
         api::{self, Api, ApiError, ApiOptions, Parts},
+        fence::SharedGate,
         follow::Follower,
         join::Joining,
-        pauser::{Pauser, PauserOptions, SharedGate},
+        pauser::{Pauser, PauserOptions},
         register,
         shutdown::{Stop, Tasks},
         web::{self, Page},
@@ -76,7 +70,7 @@ impl Daemon {
         Ok(Self {
             identity: super::parts::identity(config).await?,
             etcd: super::parts::etcd(config)?,
-            gate: Arc::new(Mutex::new(Gate::default())),
+            gate: SharedGate::default(),
             token: super::parts::token(config)?,
             stop,
             log,
@@ -102,7 +96,7 @@ impl Daemon {
             resume_limit: config.failover.resume_timeout.get(),
             adopt_ceiling: config.failover.pause_expiry.get(),
         };
-        let pauser = Arc::new(Pauser::new(options, Arc::clone(&self.gate), self.log.clone()));
+        let pauser = Arc::new(Pauser::new(options, self.gate.clone(), self.log.clone()));
         pauser.recover_from(&self.etcd, config.etcd.call_timeout.get()).await;
         pauser
     }

@@ -39,7 +39,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         consoles: consoles.clone(),
         poll_interval: config.proxy.poll_interval.get(),
     };
-    let (etcd, gate) = (Arc::clone(&daemon.etcd), Arc::clone(&daemon.gate));
+    let (etcd, gate) = (Arc::clone(&daemon.etcd), daemon.gate.clone());
     let proxy = Proxy::new(options, etcd, gate, log);
     let (state, follower) = (proxy.state(), Arc::new(proxy.follower()));
     daemon.spawn("render", proxy.run(daemon.stop.clone()));
@@ -56,7 +56,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         mover: None,
         checks: Arc::new(checks),
         view: None,
-        gate: Arc::clone(&daemon.gate),
+        gate: daemon.gate.clone(),
     };
     daemon.serve_api(config, daemon::listen(&config.api.proxy_listen), parts).await?;
     let signalled = daemon.run().await;

@@ -42,10 +42,6 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     info!(log, "supervising"; "event" => "daemon.start", "node" => &node,
         "address" => %daemon.identity.address, "version" => env!("CARGO_PKG_VERSION"));
 
-    let gate = Arc::clone(&daemon.gate);
-    let observe = Arc::new(move |token| {
-        gate.lock().unwrap_or_else(std::sync::PoisonError::into_inner).observe(token);
-    });
     let options = PublishOptions {
         node: node.clone(),
         address: daemon.identity.address,
@@ -58,7 +54,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         Arc::clone(&pacemaker),
         Arc::clone(&postgres),
         Arc::clone(&etcd),
-        observe,
+        daemon.gate.clone(),
         log.clone(),
     );
     daemon.spawn("publish", publisher.run(daemon.stop.clone()));
@@ -83,7 +79,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         mover: Some(Arc::new(Mover::new(node, pacemaker, postgres, etcd, log))),
         checks: Arc::new(checks),
         view: Some(Arc::new(move || latest.borrow().stored.as_ref().ok()?.view.clone())),
-        gate: Arc::clone(&daemon.gate),
+        gate: daemon.gate.clone(),
     };
     daemon.serve_api(config, daemon::listen(&config.api.supervise_listen), parts).await?;
     let signalled = daemon.run().await;

@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod console;
 pub mod crm_mon;
 pub mod failed_action;
+pub mod fence;
 pub mod finding;
 pub mod health;
 pub mod history;

@@ -1,4 +1,4 @@
-//! Who holds a pause, until when, and whose word counts. Time is passed in.
+//! Who holds a pause, and until when. Time is passed in.
 
 use std::time::{Duration, Instant};
 
@@ -9,43 +9,6 @@ pub struct Claim {
     pub attempt: String,
     /// Fencing token: create revision of the lock.
     pub token: i64,
-}
-
-/// A fencing token lower than one that was seen before: its holder has lost the lock.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "fencing token {given} is older than {seen}: another attempt has taken the failover lock since"
-)]
-pub struct StaleToken {
-    pub given: i64,
-    pub seen: i64,
-}
-
-/// Refuses whoever has lost the lock: remembers the highest token seen.
-#[derive(Debug, Default)]
-pub struct Gate {
-    seen: i64,
-}
-
-impl Gate {
-    /// Lets `token` pass and remembers it, unless a higher one was seen.
-    pub fn admit(&mut self, token: i64) -> Result<(), StaleToken> {
-        if token < self.seen {
-            return Err(StaleToken { given: token, seen: self.seen });
-        }
-        self.seen = token;
-        Ok(())
-    }
-
-    /// Remembers a token that was read in etcd.
-    pub fn observe(&mut self, token: i64) {
-        self.seen = self.seen.max(token);
-    }
-
-    /// The highest token seen.
-    pub fn newest(&self) -> i64 {
-        self.seen
-    }
 }
 
 /// The pause belongs to another attempt that still counts.
@@ -169,14 +132,15 @@ impl PauseBook {
         }
     }
 
-    /// Whether the pause in the book was found at start and is over, given the `newest` fencing token.
+    /// Puts off the expiry of a pause that was found at start when a failover has begun since, whose token is
+    /// `newest`; returns the timer that is due at `deadline`.
     ///
-    /// An attempt takes the lock only where no PgBouncer is paused. Whatever is paused after that belongs to the
-    /// newer attempt and expires in the agent that it asked: an expiry of ours would let clients
-    /// go in the middle of its move.
-    pub fn is_overtaken(&self, newest: i64) -> bool {
-        let adopted = self.hold.as_ref().filter(|hold| hold.adopted);
-        adopted.and_then(|hold| hold.claim.as_ref()).is_some_and(|claim| claim.token < newest)
+    /// That failover may have asked another agent of this machine for its own pause, whose expiry is armed there: ours
+    /// would let clients go in the middle of the move. By `deadline` its pause must have expired.
+    pub fn defer(&mut self, newest: i64, deadline: Instant) -> Option<Timer> {
+        let claim = self.hold.as_ref().filter(|hold| hold.adopted)?.claim.clone()?;
+        (claim.token < newest)
+            .then(|| self.enter(Some(Claim { token: newest, ..claim }), deadline, true))
     }
 
     /// Whether a pause is in the book.
@@ -208,17 +172,6 @@ mod tests {
     }
 
     #[test]
-    fn a_stale_token_is_refused_wherever_the_newer_one_was_seen() {
-        let mut gate = Gate::default();
-        gate.admit(5).expect("first");
-        gate.admit(5).expect("again");
-        gate.observe(8);
-        assert_eq!(gate.admit(7), Err(StaleToken { given: 7, seen: 8 }));
-        gate.observe(2);
-        gate.admit(8).expect("the newest");
-    }
-
-    #[test]
     fn an_expiry_fires_at_its_deadline() {
         let (mut book, now) = (PauseBook::default(), Instant::now());
         let timer = book.begin(&claim("a", 1), now, 10 * SECOND).expect("free");
@@ -237,17 +190,22 @@ mod tests {
     }
 
     #[test]
-    fn an_adopted_pause_is_over_once_a_newer_attempt_has_the_lock() {
+    fn an_adopted_pause_is_put_off_once_for_each_newer_failover() {
         let (mut book, now) = (PauseBook::default(), Instant::now());
-        book.adopt(Some(claim("a", 5)), now + SECOND);
-        assert!(!book.is_overtaken(5));
-        assert!(book.is_overtaken(6));
+        let old = book.adopt(Some(claim("a", 5)), now);
+        assert_eq!(book.defer(5, now + SECOND), None);
+        let timer = book.defer(6, now + SECOND).expect("a newer one may need it");
+        assert_eq!(book.due(old, now), Due::Obsolete);
+        assert_eq!(book.due(timer, now), Due::Wait(SECOND));
+        // Nothing newer: now it ends.
+        assert_eq!(book.defer(6, now + 9 * SECOND), None);
+        assert_eq!(book.due(timer, now + SECOND), Due::Now);
         // Without an owner, nobody says whose it is: it is resumed.
         book.adopt(None, now);
-        assert!(!book.is_overtaken(6));
+        assert_eq!(book.defer(7, now + SECOND), None);
         // What this agent itself has paused stays its own to end.
         book.begin(&claim("b", 6), now, SECOND).expect("newer");
-        assert!(!book.is_overtaken(7));
+        assert_eq!(book.defer(7, now + SECOND), None);
     }
 
     #[test]

@@ -4,6 +4,7 @@ pub mod api;
 pub mod checks;
 pub mod consoles;
 pub mod failover;
+pub mod fence;
 pub mod follow;
 pub mod history;
 pub mod join;

@@ -24,6 +24,7 @@ use crate::{
     },
     error::chain,
     model::{
+        attempt::{Attempt, LOCK},
         cluster::{ClusterView, Primary},
         crm_mon::{PacemakerView, Without},
         successor::{self, NoSuccessor},
@@ -278,7 +279,7 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner) = withdrawn;
         self.until_role_stays().await?;
         let _turn = self.turn.lock().await;
-        if !is_newest() {
+        if !is_newest() || self.is_overtaken(attempt).await {
             return Err(MoveError::Overtaken { attempt: attempt.to_owned() });
         }
         let remembered = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -290,7 +291,14 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         self.pacemaker.forget_move(&clone).await.map_err(MoveError::Pacemaker)
     }
 
+    /// Whether another attempt than `attempt` holds the lock. While etcd does not answer, none can have got it.
+    async fn is_overtaken(&self, attempt: &str) -> bool {
+        let Ok(Some(lock)) = self.etcd.get(LOCK).await else { return false };
+        serde_json::from_str::<Attempt>(&lock.value).map_or(true, |holder| holder.id != attempt)
+    }
+
     /// Waits until Pacemaker leaves the promoted role where it is without the request, at most [`PATIENCE`].
+    /// Where nobody has the role by then the request has to go: with it, nobody else may get it.
     ///
     /// # Errors
     /// [`MoveError::Contested`] when it would still move the role away from a node that has it.

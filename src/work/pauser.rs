@@ -14,21 +14,22 @@ use slog::{Logger, info, warn};
 use tokio::sync::watch;
 
 use self::expiry::arm;
-use super::consoles::{self, Failure};
+use super::{
+    consoles::{self, Failure},
+    fence::SharedGate,
+};
 use crate::{
     edge::pgbouncer::{Console, ConsoleError},
     error::chain,
     model::{
         console::Blocker,
-        pause::{Claim, Gate, NotBegun, PauseBook, StaleToken, Taken},
+        fence::StaleToken,
+        pause::{Claim, NotBegun, PauseBook, Taken},
     },
 };
 
 /// Bounds the look at who is in the way, while clients still wait.
 const LOOK: Duration = Duration::from_millis(500);
-
-/// The one gate of an agent, shared by everything that takes fencing tokens.
-pub type SharedGate = Arc<Mutex<Gate>>;
 
 /// What a [`Pauser`] commands.
 #[derive(Debug, Clone)]
@@ -197,7 +198,7 @@ impl Inner {
         let arrived = Instant::now();
         let mut resumes = self.resumes.subscribe();
         let _turn = self.turn.lock().await;
-        self.gate().admit(claim.token).map_err(PauseError::Stale)?;
+        self.gate.lock().admit(claim.token).map_err(PauseError::Stale)?;
         if resumes.has_changed().unwrap_or(true) {
             return Err(PauseError::Superseded);
         }
@@ -258,7 +259,7 @@ impl Inner {
 
     async fn resume(self: &Arc<Self>, claim: &Claim) -> Result<(), PauseError> {
         let check = || -> Result<(), PauseError> {
-            self.gate().admit(claim.token).map_err(PauseError::Stale)?;
+            self.gate.lock().admit_to_let_go(claim.token).map_err(PauseError::Stale)?;
             let checked = self.book().check(claim, Instant::now());
             checked.map_err(|taken| PauseError::Taken { attempt: taken.attempt })
         };
@@ -308,10 +309,6 @@ impl Inner {
 
     fn book(&self) -> MutexGuard<'_, PauseBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn gate(&self) -> MutexGuard<'_, Gate> {
-        self.gate.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

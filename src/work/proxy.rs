@@ -1,10 +1,6 @@
 //! The render loop: from `/master` in etcd to a PgBouncer that provably follows.
 
-use std::{
-    net::IpAddr,
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use slog::{Logger, info, warn};
 use tokio::{
@@ -13,8 +9,8 @@ use tokio::{
 };
 
 use super::{
+    fence::SharedGate,
     follow::Follower,
-    pauser::SharedGate,
     reload::{self, Process, ReloadError},
     render::{Before, RenderError, Renderer, Template},
     shutdown::Stop,
@@ -158,10 +154,7 @@ impl Proxy {
             }
         };
         self.note(Part::Etcd, None);
-        if let Some(lock) = snapshot.get(LOCK) {
-            let mut gate = self.gate.lock().unwrap_or_else(PoisonError::into_inner);
-            gate.observe(lock.create_revision);
-        }
+        self.gate.heed(&snapshot);
         let master = snapshot.get(MASTER);
         let cluster = snapshot.get(CLUSTER).map(|entry| entry.value.as_str());
         let wanted = match wanted(master.map(|entry| entry.value.as_str()), cluster) {

@@ -1,10 +1,7 @@
 //! A supervise's publisher on a stage: real etcd, replayed output of crm_mon, given facts of Postgres.
 
 use std::{
-    sync::{
-        Arc, Mutex,
-        atomic::{AtomicI64, Ordering},
-    },
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
@@ -21,6 +18,7 @@ use pgcm::{
     },
     telemetry::log::discard,
     work::{
+        fence::SharedGate,
         publish::{CLUSTER, Latest, MASTER, Outcome, PublishOptions, Publisher},
         shutdown::Stop,
     },
@@ -111,7 +109,7 @@ pub struct Stage {
     pub server: EtcdServer,
     pub etcd: Arc<Etcd>,
     pub latest: watch::Receiver<Arc<Latest>>,
-    pub token: Arc<AtomicI64>,
+    pub gate: SharedGate,
     pub socket: std::path::PathBuf,
     _dir: tempfile::TempDir,
     _switch: watch::Sender<bool>,
@@ -150,19 +148,18 @@ pub async fn stage_with(server: EtcdServer, poll_interval: Duration) -> Stage {
         poll_interval,
         socket: socket.clone(),
     };
-    let token = Arc::new(AtomicI64::new(0));
-    let sink = Arc::clone(&token);
+    let gate = SharedGate::default();
     let (publisher, latest) = Publisher::new(
         options,
         Arc::clone(&pacemaker),
         Arc::new(scene.clone()),
         Arc::clone(&etcd),
-        Arc::new(move |seen| sink.store(seen, Ordering::Relaxed)),
+        gate.clone(),
         discard(),
     );
     let (switch, stop) = Stop::new();
     tokio::spawn(publisher.run(stop));
-    Stage { scene, pacemaker, server, etcd, latest, token, socket, _dir: dir, _switch: switch }
+    Stage { scene, pacemaker, server, etcd, latest, gate, socket, _dir: dir, _switch: switch }
 }
 
 pub fn standby(name: &str, sync_state: &str) -> Standby {

@@ -10,9 +10,9 @@ use crate::{
     model::{
         console::Backend,
         failed_action::FailedAction,
+        fence::StaleToken,
         finding::{Finding, Severity},
         health::{Component, Verdict},
-        pause::StaleToken,
         terminated::Terminated,
     },
     work::pauser::PauseError,
@@ -24,11 +24,11 @@ fn because(reason: &'static str, mut status: Status) -> Status {
 }
 
 pub(super) fn stale(error: &StaleToken) -> Status {
-    let StaleToken { given, seen } = error;
+    let StaleToken { given, least } = error;
     because(
         STALE_TOKEN,
         Status::failed_precondition(format!(
-            "attempt.fencing_token is {given}, but {seen} was seen here: a newer attempt has begun"
+            "attempt.fencing_token is {given}, expected at least {least}: the attempt has lost the failover lock"
         )),
     )
 }

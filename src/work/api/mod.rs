@@ -13,7 +13,7 @@ mod tests;
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::Duration,
 };
 
@@ -25,6 +25,7 @@ pub use auth::Auth;
 
 use super::{
     checks::{Terms, proxy::ProxyChecks, supervise::SuperviseChecks},
+    fence::SharedGate,
     follow::Follower,
     mover::Mover,
     pauser::Pauser,
@@ -33,10 +34,7 @@ use super::{
 use crate::{
     edge::peer::pb,
     error::chain,
-    model::{
-        cluster::ClusterView, finding::Finding, health::Health, pause::Gate,
-        registration::AgentKind,
-    },
+    model::{cluster::ClusterView, finding::Finding, health::Health, registration::AgentKind},
 };
 
 /// No pause, and no wait that a caller asks for, may be longer.
@@ -96,7 +94,7 @@ pub struct Parts {
     pub checks: Arc<dyn Checks>,
     pub view: Option<LatestView>,
     /// Shared with whatever else learns fencing tokens.
-    pub gate: Arc<Mutex<Gate>>,
+    pub gate: SharedGate,
 }
 
 /// The implementation of `pgcm.v1.Agent`.

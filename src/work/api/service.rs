@@ -1,7 +1,7 @@
 //! `pgcm.v1.Agent`, call by call: token, arguments, fencing token, part — then the work.
 
 use std::{
-    sync::{Arc, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -41,10 +41,16 @@ impl Api {
         Ok((body, claim, permit))
     }
 
-    /// Refuses what an attempt asks that a newer one has overtaken.
+    /// Refuses what an attempt asks that has lost the lock.
     fn fence(&self, claim: &Claim) -> Result<(), Status> {
-        let mut gate = self.parts.gate.lock().unwrap_or_else(PoisonError::into_inner);
-        gate.admit(claim.token).map_err(|error| answer::stale(&error))
+        let admitted = self.parts.gate.lock().admit(claim.token);
+        admitted.map_err(|error| answer::stale(&error))
+    }
+
+    /// As [`Self::fence`], for what lets clients go: that is refused only once another failover has begun.
+    fn fence_letting_go(&self, claim: &Claim) -> Result<(), Status> {
+        let admitted = self.parts.gate.lock().admit_to_let_go(claim.token);
+        admitted.map_err(|error| answer::stale(&error))
     }
 
     fn latest_view(&self) -> Option<ClusterView> {
@@ -142,7 +148,7 @@ impl pb::agent_server::Agent for Api {
 
     async fn resume(&self, request: Request<pb::ResumeRequest>) -> Answer<pb::ResumeResponse> {
         let (_, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
-        self.fence(&claim)?;
+        self.fence_letting_go(&claim)?;
         let pauser = part(&self.parts.pauser, "PgBouncer to resume")?;
         let asker = claim.clone();
         self.carry_out("resume", claim, LIMIT, async move {
@@ -156,7 +162,7 @@ impl pb::agent_server::Agent for Api {
         let (body, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
         let address = argument::address("address", &body.address)?;
         let limit = argument::span("timeout_ms", body.timeout_ms)?;
-        self.fence(&claim)?;
+        self.fence_letting_go(&claim)?;
         let follower = part(&self.parts.follower, "PgBouncer that follows the primary")?;
         self.carry_out("follow", claim, limit + GRACE, async move {
             follower.follow(address, limit).await.map_err(|error| answer::failed(&error))?;
@@ -223,7 +229,7 @@ impl pb::agent_server::Agent for Api {
     async fn settle(&self, request: Request<pb::SettleRequest>) -> Answer<pb::MigrateResponse> {
         let (body, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
         let limit = argument::span("timeout_ms", body.timeout_ms)?;
-        self.fence(&claim)?;
+        self.fence_letting_go(&claim)?;
         let mover = part(&self.parts.mover, "Pacemaker to ask for the primary")?;
         self.carry_out("settle", claim, limit + GRACE, async move {
             mover.settle(limit).await.map(moved).map_err(|error| answer::failed(&error))
@@ -240,9 +246,7 @@ impl pb::agent_server::Agent for Api {
         let mover = part(&self.parts.mover, "Pacemaker to remove a constraint from")?;
         let (attempt, token, gate) = (claim.attempt.clone(), claim.token, self.parts.gate.clone());
         self.carry_out("unmigrate", claim, LIMIT, async move {
-            let is_newest =
-                || gate.lock().unwrap_or_else(PoisonError::into_inner).admit(token).is_ok();
-            let removed = mover.unmigrate(&attempt, is_newest).await;
+            let removed = mover.unmigrate(&attempt, || gate.lock().admit(token).is_ok()).await;
             let removed = removed.map_err(|error| answer::failed(&error))?;
             Ok(pb::UnmigrateResponse { removed })
         })

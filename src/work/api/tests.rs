@@ -9,7 +9,10 @@ use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
 use super::*;
 use crate::{
     edge::peer::{NO_PART, Peer, PeerError, PeerOptions, REASON, STALE_TOKEN},
-    model::cluster::{Primary, Standby},
+    model::{
+        cluster::{Primary, Standby},
+        fence::LockSeen,
+    },
     telemetry::log::discard,
 };
 
@@ -19,7 +22,7 @@ const LIMIT: Duration = Duration::from_secs(5);
 
 struct Server {
     address: SocketAddr,
-    gate: Arc<Mutex<Gate>>,
+    gate: SharedGate,
     _switch: watch::Sender<bool>,
 }
 
@@ -42,7 +45,7 @@ async fn start_server(token: Option<&str>) -> Server {
     let log = discard();
     let listener = bind(any_port, token.is_some(), &log).await.expect("a free port");
     let address = listener.local_addr().expect("bound");
-    let gate = Arc::new(Mutex::new(Gate::default()));
+    let gate = SharedGate::default();
     let options = ApiOptions {
         host: "pg01".to_owned(),
         kind: AgentKind::Proxy,
@@ -242,12 +245,12 @@ async fn a_stale_fencing_token_is_refused() {
     assert_eq!(reason(&status), NO_PART);
     let status = client.pause(pause(6)).await.expect_err("stale");
     assert_eq!((status.code(), reason(&status)), (Code::FailedPrecondition, STALE_TOKEN));
-    assert!(status.message().contains("fencing_token is 6, but 7 was seen"), "{status}");
+    assert!(status.message().contains("fencing_token is 6, expected at least 7"), "{status}");
     let backends = vec![pb::Backend { pid: 7, port: 5 }];
     let terminate = pb::TerminateRequest { attempt: attempt(6), backends, min_age_ms: 1 };
     let status = client.terminate(terminate).await.expect_err("stale");
     assert_eq!(reason(&status), STALE_TOKEN);
-    server.gate.lock().unwrap().observe(9);
+    server.gate.lock().heed(LockSeen::Failover { token: 9 });
     let peer = Peer::new("pg01/proxy", &server.address.to_string(), &no_token()).expect("a peer");
     let error = peer.resume(attempt(8).expect("some"), LIMIT).await.expect_err("stale");
     assert!(matches!(error, PeerError::Stale { .. }), "{error}");

@@ -7,7 +7,7 @@ use std::{
 
 use slog::{error, info, warn};
 
-use super::Inner;
+use super::{Inner, millis};
 use crate::{
     error::chain,
     model::pause::{Due, Timer},
@@ -40,12 +40,13 @@ async fn expire(inner: Arc<Inner>, timer: Timer) {
             continue;
         }
         let attempt = inner.book().owner().map(str::to_owned);
-        let newest = inner.gate().newest();
-        if inner.book().is_overtaken(newest) {
-            info!(inner.log, "a newer failover has begun, which a pause found at start cannot outlast";
-                "event" => "pause.expire.overtaken", "attempt" => attempt.unwrap_or_default());
-            inner.book().release();
-            inner.publish();
+        let newest = inner.gate.lock().newest_failover();
+        let ceiling = inner.options.adopt_ceiling;
+        if let Some(timer) = inner.book().defer(newest, Instant::now() + ceiling) {
+            info!(inner.log, "a failover has begun since this pause was found, ending it later";
+                "event" => "pause.expire.defer", "attempt" => attempt.unwrap_or_default(),
+                "expiry_ms" => millis(ceiling));
+            arm(&inner, timer);
             return;
         }
         match inner.flow().await {

@@ -10,6 +10,7 @@ use crate::{
     error::chain,
     model::{
         attempt::{Attempt, LOCK},
+        fence::LockSeen,
         pause::Claim,
     },
 };
@@ -23,12 +24,12 @@ impl Pauser {
     pub async fn recover(&self, lock: Option<(Attempt, i64)>) {
         let inner = &self.0;
         if let Some((attempt, token)) = lock {
-            inner.gate().observe(token);
             let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
             let left = left.min(millis(inner.options.adopt_ceiling));
             if left > 0 {
                 info!(inner.log, "a failover is under way, its pause is left alone until it expires";
                     "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
+                inner.gate.lock().heed(LockSeen::Failover { token });
                 let claim = Claim { attempt: attempt.id, token };
                 let deadline = Instant::now() + Duration::from_millis(left);
                 let timer = inner.book().adopt(Some(claim), deadline);
@@ -51,8 +52,11 @@ impl Pauser {
     pub async fn recover_from(&self, etcd: &Etcd, limit: Duration) {
         let end = Instant::now() + limit;
         let lock = loop {
-            match etcd.get(LOCK).await {
-                Ok(entry) => break entry,
+            match etcd.get_all(&[LOCK]).await {
+                Ok(snapshot) => {
+                    self.0.gate.heed(&snapshot);
+                    break snapshot.get(LOCK).cloned();
+                }
                 Err(_) if Instant::now() < end => {
                     tokio::time::sleep(Duration::from_millis(200)).await;
                 }

@@ -30,8 +30,6 @@ pub struct Stored {
 /// The failover lock as it is held now.
 #[derive(Debug, Clone)]
 pub struct Lock {
-    /// Create revision of the key.
-    pub token: i64,
     /// `None` when the value cannot be read.
     pub attempt: Option<Attempt>,
 }

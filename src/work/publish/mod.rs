@@ -36,7 +36,7 @@ use crate::{
         history::{self, Change},
         primary::{Decision, LocalFacts, decide, may_replace},
     },
-    work::{history::trim, shutdown::Stop},
+    work::{fence::SharedGate, history::trim, shutdown::Stop},
 };
 
 /// A view is written again when it is older than this, although nothing changed.
@@ -54,8 +54,6 @@ const REPORTED: Duration = Duration::from_millis(5);
 const HURRY_INTERVAL: Duration = Duration::from_millis(200);
 /// A primary that is published already is asked this often: it may have become one anew.
 const PUBLISHED_INTERVAL: Duration = Duration::from_millis(200);
-/// Called with the fencing token of whoever holds the failover lock, at each look.
-pub type TokenSink = Arc<dyn Fn(i64) + Send + Sync>;
 
 #[derive(Debug, Clone)]
 pub struct PublishOptions {
@@ -77,7 +75,7 @@ pub struct Publisher<R = Processes, P = Postgres> {
     pacemaker: Arc<Pacemaker<R>>,
     postgres: Arc<P>,
     etcd: Arc<Etcd>,
-    on_token: TokenSink,
+    gate: SharedGate,
     latest: watch::Sender<Arc<Latest>>,
     log: Logger,
     story: Story,
@@ -103,7 +101,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
         pacemaker: Arc<Pacemaker<R>>,
         postgres: Arc<P>,
         etcd: Arc<Etcd>,
-        on_token: TokenSink,
+        gate: SharedGate,
         log: Logger,
     ) -> (Self, watch::Receiver<Arc<Latest>>) {
         let (latest, receiver) = watch::channel(Arc::new(Latest::not_yet()));
@@ -112,7 +110,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             pacemaker,
             postgres,
             etcd,
-            on_token,
+            gate,
             latest,
             log,
             story: Story::default(),
@@ -233,16 +231,13 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
     }
 
     async fn read(&self) -> Result<Keys, EtcdError> {
-        let (master, cluster, lock) =
-            tokio::try_join!(self.etcd.get(MASTER), self.etcd.get(CLUSTER), self.etcd.get(LOCK))?;
+        let snapshot = self.etcd.get_all(&[MASTER, CLUSTER, LOCK]).await?;
+        self.gate.heed(&snapshot);
+        let (master, cluster) = (snapshot.get(MASTER).cloned(), snapshot.get(CLUSTER).cloned());
         let view = cluster.as_ref().and_then(|entry| serde_json::from_str(&entry.value).ok());
-        let lock = lock.map(|entry| Lock {
-            token: entry.create_revision,
-            attempt: serde_json::from_str(&entry.value).ok(),
-        });
-        if let Some(lock) = &lock {
-            (self.on_token)(lock.token);
-        }
+        let lock = snapshot
+            .get(LOCK)
+            .map(|entry| Lock { attempt: serde_json::from_str(&entry.value).ok() });
         Ok(Keys { master, cluster, stored: Stored { view, lock } })
     }
 
