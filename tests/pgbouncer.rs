@@ -288,6 +288,26 @@ async fn an_agent_that_stops_takes_its_pause_along() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_agent_that_is_asked_to_stop_leaves_its_pause_to_whoever_ends_it() {
+    let (_postgres, pgbouncer) = setup().await;
+    let pauser = pauser(&[&pgbouncer]);
+    pauser.pause(&claim("a", 1), SHORT, LONG).await.unwrap();
+    let draining = tokio::spawn({
+        let pauser = pauser.clone();
+        async move { pauser.drain().await }
+    });
+    let refused = || async {
+        let error = pauser.pause(&claim("b", 2), SHORT, LONG).await;
+        matches!(error, Err(PauseError::Closing))
+    };
+    eventually(SECOND, "no other begins", refused).await;
+    assert!(!draining.is_finished() && flow(&pgbouncer).await == Flow::Held);
+    pauser.resume(&claim("a", 1)).await.unwrap();
+    draining.await.unwrap();
+    assert_eq!(flow(&pgbouncer).await, Flow::Active);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pause_that_only_one_of_two_processes_can_make_is_undone_on_both() {
     let postgres = start_postgres().await;
     let port = free_port();

@@ -27,6 +27,8 @@ use crate::{
     },
 };
 
+/// How long a pause may last on after a signal. With what follows it is less than the units' TimeoutStopSec.
+const DRAIN: Duration = Duration::from_secs(12);
 /// How long running work may take to end after a signal.
 const GRACE: Duration = Duration::from_secs(10);
 
@@ -174,8 +176,16 @@ impl Daemon {
     }
 
     /// Runs until a signal, then ends everything; returns whether a signal was the cause.
-    pub(super) async fn run(self) -> bool {
-        self.tasks.run(&self.log, self.switch, GRACE).await
+    ///
+    /// A pause that `pauser` holds then is left to whoever ends it, at most for [`DRAIN`]: let go by this
+    /// agent, its clients would run into the middle of a move.
+    pub(super) async fn run(self, pauser: &Pauser) -> bool {
+        let flowing = async {
+            let _ = tokio::time::timeout(DRAIN, pauser.drain()).await;
+        };
+        let signalled = self.tasks.run(&self.log, self.switch, flowing, GRACE).await;
+        pauser.stop().await;
+        signalled
     }
 }
 

@@ -59,9 +59,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         gate: daemon.gate.clone(),
     };
     daemon.serve_api(config, daemon::listen(&config.api.proxy_listen), parts).await?;
-    let signalled = daemon.run().await;
-    pauser.stop().await;
-    Ok(signalled)
+    Ok(daemon.run(&pauser).await)
 }
 
 fn templates(config: &Config) -> Vec<Template> {

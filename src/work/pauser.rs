@@ -6,7 +6,10 @@ mod recover;
 use std::{
     fmt,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -89,6 +92,8 @@ pub enum PauseError {
     },
     #[error("the pause was dropped, the agent is stopping")]
     Stopping,
+    #[error("this agent is stopping and begins no pause any more; nothing was touched")]
+    Closing,
 }
 
 /// Says who is in the way.
@@ -116,6 +121,8 @@ struct Inner {
     book: Mutex<PauseBook>,
     /// Held while commands are under way.
     turn: tokio::sync::Mutex<()>,
+    /// The agent is about to end.
+    closing: AtomicBool,
     /// Counts requests to resume; a pause under way gives up when it changes.
     resumes: watch::Sender<u64>,
     status: watch::Sender<PauseStatus>,
@@ -129,6 +136,7 @@ impl Pauser {
             gate,
             book: Mutex::default(),
             turn: tokio::sync::Mutex::default(),
+            closing: AtomicBool::new(false),
             resumes: watch::Sender::new(0),
             status: watch::Sender::default(),
             log,
@@ -179,6 +187,13 @@ impl Pauser {
         call.await.unwrap_or(Err(PauseError::Stopping))
     }
 
+    /// Lets no further pause begin, and returns once the one that is under way or held has ended.
+    pub async fn drain(&self) {
+        self.0.closing.store(true, Ordering::Relaxed);
+        drop(self.0.turn.lock().await);
+        let _ = self.status().wait_for(|status| !status.paused).await;
+    }
+
     /// Server connections that are in use now, as far as the consoles tell.
     pub async fn blockers(&self) -> Vec<Blocker> {
         consoles::blockers(&self.0.options.consoles, LOOK).await
@@ -198,6 +213,9 @@ impl Inner {
         let arrived = Instant::now();
         let mut resumes = self.resumes.subscribe();
         let _turn = self.turn.lock().await;
+        if self.closing.load(Ordering::Relaxed) {
+            return Err(PauseError::Closing);
+        }
         self.gate.lock().admit(claim.token).map_err(PauseError::Stale)?;
         if resumes.has_changed().unwrap_or(true) {
             return Err(PauseError::Superseded);

@@ -62,14 +62,25 @@ impl Tasks {
         });
     }
 
-    /// Waits for a signal, then for all tasks, at most `grace`; whatever is late is named and ended.
+    /// Waits for a signal, then for `drained`, which a second signal cuts short, then for all tasks, at most
+    /// `grace`; whatever is late is named and ended.
     ///
     /// A task that ends before any signal stops the rest: a daemon with a part missing is worse than
     /// one that its service manager starts again. Returns whether a signal was the cause.
-    pub async fn run(mut self, log: &Logger, switch: watch::Sender<bool>, grace: Duration) -> bool {
+    pub async fn run(
+        mut self,
+        log: &Logger,
+        switch: watch::Sender<bool>,
+        drained: impl Future<Output = ()>,
+        grace: Duration,
+    ) -> bool {
         let signalled = tokio::select! {
             signal = signalled() => {
                 info!(log, "stopping"; "event" => "daemon.stop", "signal" => signal.unwrap_or("none"));
+                tokio::select! {
+                    () = drained => {}
+                    _ = signalled() => {}
+                }
                 true
             }
             ended = self.set.join_next() => {
