@@ -145,6 +145,30 @@ async fn the_constraint_stays_until_the_new_primary_has_the_highest_score() {
 }
 
 #[tokio::test]
+async fn a_role_that_is_on_its_way_is_waited_for_before_the_constraint_goes() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    let nobody = HEALTHY.replace("role=\"Promoted\"", "role=\"Unpromoted\"");
+    assert_ne!(nobody, HEALTHY);
+    stage.scene.set(|world| world.constraints = vec!["<rsc_location/>".to_owned()]);
+    stage.scene.set(|world| world.crm_mon = (0, nobody.clone()));
+    let promoted = async {
+        sleep(Duration::from_millis(500)).await;
+        assert_eq!(stage.scene.calls("--delete"), 0, "whoever gets it may be taken back from");
+        stage.scene.set(|world| world.crm_mon = (0, HEALTHY.to_owned()));
+    };
+    let (removed, ()) = tokio::join!(mover.unmigrate("a1", || true), promoted);
+    assert!(removed.expect("removed"));
+    // If nobody gets it, it is the constraint that may keep others from it.
+    stage.scene.set(|world| world.constraints = vec!["<rsc_location/>".to_owned()]);
+    stage.scene.set(|world| world.crm_mon = (0, nobody));
+    let begun = Instant::now();
+    assert!(mover.unmigrate("a1", || true).await.expect("removed"));
+    assert!(begun.elapsed() >= PATIENCE, "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
 async fn whoever_holds_the_lock_now_keeps_its_constraint() {
     let stage = stage().await;
     stage.published().await;

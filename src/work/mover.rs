@@ -277,9 +277,9 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     ) -> Result<bool, MoveError> {
         let withdrawn = Some(attempt.to_owned());
         *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner) = withdrawn;
-        self.until_role_stays().await?;
+        self.until_role_stays(attempt).await?;
         let _turn = self.turn.lock().await;
-        if !is_newest() || self.is_overtaken(attempt).await {
+        if !is_newest() {
             return Err(MoveError::Overtaken { attempt: attempt.to_owned() });
         }
         let remembered = self.moved.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -301,10 +301,15 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     /// Where nobody has the role by then the request has to go: with it, nobody else may get it.
     ///
     /// # Errors
-    /// [`MoveError::Contested`] when it would still move the role away from a node that has it.
-    async fn until_role_stays(&self) -> Result<(), MoveError> {
+    /// [`MoveError::Contested`] when it would still move the role away from a node that has it, and
+    /// [`MoveError::Overtaken`] when another attempt than `attempt` has the lock.
+    async fn until_role_stays(&self, attempt: &str) -> Result<(), MoveError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
+            // Before the look, which is to be as new as can be.
+            if self.is_overtaken(attempt).await {
+                return Err(MoveError::Overtaken { attempt: attempt.to_owned() });
+            }
             let view = self.pacemaker.roles().await;
             let without =
                 view.as_ref().map(|view| view.without_constraint(self.pacemaker.resource()));

@@ -181,9 +181,9 @@ impl PacemakerView {
     pub fn without_constraint(&self, resource: &str) -> Without {
         let promoting = Role::Other("Promoting".to_owned());
         if self.instances.iter().any(|instance| instance.role == promoting) {
-            return Without::Promoting;
+            return Without::Unsettled;
         }
-        let [promoted] = self.promoted()[..] else { return Without::Stays };
+        let [promoted] = self.promoted()[..] else { return Without::Unsettled };
         let attribute = format!("master-{resource}");
         let of = |node: &Node| node.attributes.get(&attribute).map(|text| score(text));
         let own = self.nodes.iter().find(|node| node.name == promoted).and_then(of);
@@ -209,10 +209,10 @@ impl PacemakerView {
 /// See [`PacemakerView::without_constraint`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Without {
-    /// It stays where it is. Where no node is promoted, Pacemaker promotes whom it likes.
+    /// It stays where it is.
     Stays,
-    /// A node is just being promoted: how that ends decides.
-    Promoting,
+    /// Nobody has it, or somebody is just being promoted: how that ends decides.
+    Unsettled,
     /// Pacemaker may move it to `rival`, whose promotion score is as high as that of `promoted` or higher.
     Leaves { promoted: String, rival: String },
 }
