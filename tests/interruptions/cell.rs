@@ -9,9 +9,10 @@ use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use crate::{
+    coordinator::Coordinator,
     matrix::{Cell, Place, RESTART, Way, Who},
     snare::Snare,
-    stage::{Coordinator, HOSTS, Limits, Stage},
+    stage::{HOSTS, Limits, Stage},
     writers::{self, Writers},
 };
 
@@ -27,6 +28,10 @@ const SLACK: Duration = Duration::from_secs(2);
 /// Within its own limits a failover ends by then.
 const ENDS: Duration = Duration::from_secs(30);
 const SOON: Duration = Duration::from_secs(15);
+/// Between Ctrl-C and Ctrl-C.
+const IMPATIENCE: Duration = Duration::from_millis(100);
+/// How long the primary is on its way beyond the expiry of the pause.
+const OUTLASTS: Duration = Duration::from_secs(1);
 /// How often a failover is begun that ends before it is interrupted.
 const TRIES: u32 = 3;
 /// What a coordinator without its lock may still ask: who is primary, and to let clients go.
@@ -54,12 +59,13 @@ pub(crate) async fn run(cell: Cell, stage: &mut Stage) -> Result<(), String> {
             stage.becomes_whole(SOON).await?;
             coordinator = stage.coordinator();
         }
-        strike(cell, stage, primary, snare.as_deref(), &mut coordinator).await?;
-        look_after(cell, stage, &writers, &coordinator).await
+        let ended = strike(cell, stage, primary, snare.as_deref(), &mut coordinator).await?;
+        look_after(cell, stage, &writers, &coordinator).await?;
+        is_true(&ended, cell, primary, stage)?;
+        next_works(stage).await
     };
     let outcome = outcome.await;
-    stage.net.mend();
-    stage.wire.mend();
+    stage.mend();
     stage.director.let_go();
     let seen = judge(cell, stage, writers).await;
     outcome.and(seen).map_err(|why| format!("{why}\n{}", coordinator.log()))
@@ -130,7 +136,7 @@ async fn strike(
     primary: &str,
     snare: Option<&Snare>,
     coordinator: &mut Coordinator,
-) -> Result<(), String> {
+) -> Result<(i32, String), String> {
     let release = || {
         if let Some(snare) = snare {
             snare.release();
@@ -139,7 +145,13 @@ async fn strike(
     match cell.way {
         Way::Kill => coordinator.signal(Signal::SIGKILL),
         Way::Terminate => coordinator.signal(Signal::SIGTERM),
-        Way::Freeze => freeze(cell, stage, release, coordinator).await?,
+        Way::Interrupt => {
+            coordinator.signal(Signal::SIGINT);
+            tokio::time::sleep(IMPATIENCE).await;
+            coordinator.signal(Signal::SIGINT);
+        }
+        Way::HangUp => coordinator.signal(Signal::SIGHUP),
+        Way::Freeze => return freeze(cell, stage, release, coordinator).await,
         Way::CutFromEtcd => stage.wire.cut(),
         Way::CutFromOne => {
             let who = match cell.point.place {
@@ -152,12 +164,16 @@ async fn strike(
         Way::CutFromAll => stage.net.cut(stage.agents.iter().map(|agent| agent.name.as_str())),
         Way::Overtaken => {
             coordinator.signal(Signal::SIGKILL);
-            return overtake(stage, release).await;
+            overtake(stage, release).await?;
+        }
+        Way::Outlast => {
+            coordinator.signal(Signal::SIGKILL);
+            tokio::time::sleep(EXPIRY + OUTLASTS).await;
         }
         _ => strike_part(cell.way, stage, primary, release).await,
     }
     release();
-    coordinator.ends(ENDS).await.map(drop)
+    coordinator.ends(ENDS).await
 }
 
 /// Lets the coordinator stand still for longer than its lease; then it may only let clients go.
@@ -166,18 +182,18 @@ async fn freeze(
     stage: &Stage,
     release: impl Fn(),
     coordinator: &mut Coordinator,
-) -> Result<(), String> {
+) -> Result<(i32, String), String> {
     coordinator.signal(Signal::SIGSTOP);
     release();
     tokio::time::sleep(FREEZE).await;
     let before = stage.net.calls().len();
     coordinator.signal(Signal::SIGCONT);
-    coordinator.ends(ENDS).await?;
+    let ended = coordinator.ends(ENDS).await?;
     let after = stage.net.calls().split_off(before);
     let acts = |call: &&String| !HARMLESS.iter().any(|harmless| call.ends_with(harmless));
     match after.iter().find(acts).filter(|_| cell.point.is_locked()) {
         Some(call) => Err(format!("without the lock it asked for `{call}`: {after:?}")),
-        None => Ok(()),
+        None => Ok(ended),
     }
 }
 
@@ -191,10 +207,36 @@ async fn strike_part(way: Way, stage: &mut Stage, primary: &str, release: impl F
             tokio::time::sleep(FREEZE).await;
             stage.signal_agent(place, Signal::SIGCONT);
         }
+        Way::RestartAgent(who) => {
+            let place = stage.place(&who.agent(primary));
+            release();
+            stage.stop_agent(place, ENDS).await;
+            tokio::time::sleep(RESTART).await;
+            stage.start_agent(place);
+        }
+        Way::CutAgentFromEtcd(who) => {
+            let place = stage.place(&who.agent(primary));
+            stage.agents[place].wire.cut();
+            release();
+            tokio::time::sleep(FREEZE).await;
+            stage.agents[place].wire.mend();
+        }
+        Way::FreezePgbouncer => {
+            stage.pgbouncers[0].signal(Signal::SIGSTOP);
+            release();
+            tokio::time::sleep(FREEZE).await;
+            stage.pgbouncers[0].signal(Signal::SIGCONT);
+        }
         Way::KillEtcd => {
             stage.server.stop();
             release();
             stage.server.start().await;
+        }
+        Way::FreezeEtcd => {
+            stage.server.signal(Signal::SIGSTOP);
+            release();
+            tokio::time::sleep(FREEZE).await;
+            stage.server.signal(Signal::SIGCONT);
         }
         _ => {
             let agent = match way {
@@ -204,12 +246,12 @@ async fn strike_part(way: Way, stage: &mut Stage, primary: &str, release: impl F
             };
             let agent = agent.map(|who| stage.place(&who.agent(primary)));
             agent.into_iter().for_each(|place| stage.kill_agent(place));
-            if way.breaks_connections() {
+            if way.kills_pgbouncer() {
                 stage.pgbouncers[0].stop();
             }
             release();
             tokio::time::sleep(RESTART).await;
-            if way.breaks_connections() {
+            if way.kills_pgbouncer() {
                 stage.pgbouncers[0].start().await;
             }
             agent.into_iter().for_each(|place| stage.start_agent(place));
@@ -248,13 +290,37 @@ async fn look_after(
     coordinator: &Coordinator,
 ) -> Result<(), String> {
     writers.all_commit(EXPIRY + SLACK).await?;
-    stage.net.mend();
-    stage.wire.mend();
+    stage.mend();
     stage.becomes_whole(SOON).await?;
     if cell.point.is_on_record() {
         is_told(&stage.status().await?, cell, coordinator)?;
     }
-    next_works(stage).await
+    Ok(())
+}
+
+/// What the coordinator ended with and printed is what has happened.
+fn is_true(
+    (status, printed): &(i32, String),
+    cell: Cell,
+    before: &str,
+    stage: &Stage,
+) -> Result<(), String> {
+    if cell.way.kills_coordinator() {
+        return if *status == -1 { Ok(()) } else { Err(format!("killed, it ended with {status}")) };
+    }
+    let report: Value = serde_json::from_str(printed)
+        .map_err(|error| format!("it ended with {status} and no report ({error}): {printed}"))?;
+    let moved = stage.director.primary() != Some(before);
+    let told = report["new_primary"]["name"].as_str();
+    let knows = told.is_none() || told == stage.director.primary();
+    let fits = match status {
+        0 => moved && knows && report["stopped"].is_null(),
+        3 | 4 | 6 => !moved && report["dirty"].as_array().is_some_and(Vec::is_empty),
+        7 => knows || report["dirty"].to_string().contains("is not known"),
+        _ => false,
+    };
+    let agrees = report["exit_code"] == *status;
+    if fits && agrees { Ok(()) } else { Err(format!("moved: {moved}, but it told {report}")) }
 }
 
 /// `pgcm status` says what became of the failover.
@@ -264,7 +330,7 @@ fn is_told(status: &Value, cell: Cell, coordinator: &Coordinator) -> Result<(), 
     let of_this = last["holder"] == holder || cell.way == Way::Overtaken;
     let outcome = last["outcome"].as_str().unwrap_or_default();
     let ended = ["done", "put_back", "needs_hands", "unfinished"].contains(&outcome);
-    let died = matches!(cell.way, Way::Kill);
+    let died = matches!(cell.way, Way::Kill | Way::Outlast);
     let step_is_exact = matches!(cell.point.place, Place::Call(..) | Place::Moving);
     let step = !step_is_exact || last["step"] == cell.point.step;
     if of_this && ended && (!died || outcome == "unfinished" && step) {
@@ -301,7 +367,8 @@ async fn judge(cell: Cell, stage: &Stage, writers: Writers) -> Result<(), String
     if lost > 0 {
         return Err(format!("{lost} of {} acknowledged commits are lost", rows.len()));
     }
-    if longest > EXPIRY + SLACK {
+    let held_on = if cell.way == Way::Outlast { OUTLASTS } else { Duration::ZERO };
+    if longest > EXPIRY + held_on + SLACK {
         return Err(format!("a client got nothing through for {longest:?}"));
     }
     let paused = stage.paused().await;
@@ -309,7 +376,7 @@ async fn judge(cell: Cell, stage: &Stage, writers: Writers) -> Result<(), String
         return Err(format!("{paused:?} of {HOSTS:?} are paused"));
     }
     match errors.first() {
-        Some(error) if !cell.way.breaks_connections() => Err(format!("a client saw {error}")),
+        Some(error) if !cell.way.may_cost_errors() => Err(format!("a client saw {error}")),
         _ => Ok(()),
     }
 }

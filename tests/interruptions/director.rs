@@ -175,7 +175,7 @@ impl Director {
 
     fn configure(&self, node: &Node, other: &Node) {
         let text = format!(
-            "fsync = off\nmax_connections = 50\nshared_buffers = 16MB\nhot_standby = on\n\
+            "fsync = off\nmax_wal_size = 128MB\nmax_connections = 50\nshared_buffers = 16MB\nhot_standby = on\n\
              wal_retrieve_retry_interval = 100ms\nwal_level = logical\n\
              primary_conninfo = 'host={} port={} user=postgres application_name={}'\n",
             other.address, self.port, node.name

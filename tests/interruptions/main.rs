@@ -9,6 +9,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod cell;
+mod coordinator;
 mod director;
 mod matrix;
 mod newcomer;

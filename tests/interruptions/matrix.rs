@@ -87,14 +87,6 @@ impl Point {
     pub(crate) fn is_locked(self) -> bool {
         self.name != "check" && self.name != "verify"
     }
-
-    /// Whether clients may be held.
-    fn holds_clients(self) -> bool {
-        let first = POINTS.iter().position(|point| point.name == "paused-some");
-        let last = POINTS.iter().position(|point| point.name == "let-go");
-        let here = POINTS.iter().position(|point| *point == self);
-        first <= here && here <= last
-    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +95,10 @@ pub(crate) enum Way {
     Kill,
     /// It is asked to stop.
     Terminate,
+    /// Ctrl-C, and again out of impatience.
+    Interrupt,
+    /// Its terminal is gone.
+    HangUp,
     /// It stands still for longer than its lease.
     Freeze,
     CutFromEtcd,
@@ -110,56 +106,80 @@ pub(crate) enum Way {
     CutFromAll,
     /// It is gone, another failover is done, and only then a call of the first arrives.
     Overtaken,
+    /// It is gone, and the pause expires while the primary is still on its way.
+    Outlast,
     /// An agent is killed, and started again as its service manager would.
     KillAgent(Who),
+    /// An agent is stopped in good order, and started again.
+    RestartAgent(Who),
+    /// An agent does not reach etcd for a while.
+    CutAgentFromEtcd(Who),
     /// An agent stands still for a while.
     FreezeAgent(Who),
     /// The application's PgBouncer is killed and started again.
     KillPgbouncer,
+    /// It stands still for a while.
+    FreezePgbouncer,
     /// Both at once, as a machine that reboots: nothing is left of the pause.
     KillAppHost,
     KillEtcd,
+    FreezeEtcd,
 }
 
-const WAYS: [(&str, Way); 15] = [
+const WAYS: [(&str, Way); 24] = [
     ("kill", Way::Kill),
     ("terminate", Way::Terminate),
+    ("interrupt", Way::Interrupt),
+    ("hang-up", Way::HangUp),
     ("freeze", Way::Freeze),
     ("cut-from-etcd", Way::CutFromEtcd),
     ("cut-from-one", Way::CutFromOne),
     ("cut-from-all", Way::CutFromAll),
     ("overtake", Way::Overtaken),
+    ("outlast", Way::Outlast),
     ("kill-app-proxy", Way::KillAgent(Who::App)),
     ("kill-primary-supervise", Way::KillAgent(Who::Primary)),
     ("kill-target-supervise", Way::KillAgent(Who::Target)),
     ("freeze-app-proxy", Way::FreezeAgent(Who::App)),
     ("freeze-primary-supervise", Way::FreezeAgent(Who::Primary)),
+    ("freeze-target-supervise", Way::FreezeAgent(Who::Target)),
+    ("restart-app-proxy", Way::RestartAgent(Who::App)),
+    ("cut-app-proxy-from-etcd", Way::CutAgentFromEtcd(Who::App)),
+    ("cut-target-supervise-from-etcd", Way::CutAgentFromEtcd(Who::Target)),
     ("kill-pgbouncer", Way::KillPgbouncer),
+    ("freeze-pgbouncer", Way::FreezePgbouncer),
     ("kill-app-host", Way::KillAppHost),
     ("kill-etcd", Way::KillEtcd),
+    ("freeze-etcd", Way::FreezeEtcd),
 ];
 
 impl Way {
-    /// Whether it happens to the coordinator itself.
-    fn is_of_coordinator(self) -> bool {
-        use Way::{CutFromAll, CutFromEtcd, CutFromOne, Freeze, Kill, Overtaken, Terminate};
-        let own = [Kill, Terminate, Freeze, CutFromEtcd, CutFromOne, CutFromAll, Overtaken];
-        own.contains(&self)
-    }
-
     fn applies_at(self, point: Point) -> bool {
         match self {
             // A call that changes something, and is on its way.
             Self::Overtaken => {
                 matches!(point.place, Place::Call(_, call, Before) if call != "check")
             }
-            _ => self.is_of_coordinator() || point.holds_clients(),
+            Self::Outlast => point.place == Place::Moving,
+            _ => true,
         }
     }
 
-    /// Whether clients may see more than a wait: their connections died with their PgBouncer.
-    pub(crate) fn breaks_connections(self) -> bool {
+    /// Whether the coordinator ends without a word.
+    pub(crate) fn kills_coordinator(self) -> bool {
+        matches!(self, Self::Kill | Self::Overtaken | Self::Outlast)
+    }
+
+    /// Whether the application's PgBouncer dies.
+    pub(crate) fn kills_pgbouncer(self) -> bool {
         matches!(self, Self::KillPgbouncer | Self::KillAppHost)
+    }
+
+    /// Whether clients may see more than a wait: their connections died with their PgBouncer, or were let go
+    /// by the expiry when the new primary was not published yet.
+    pub(crate) fn may_cost_errors(self) -> bool {
+        let expires = matches!(self, Self::Outlast | Self::CutAgentFromEtcd(Who::Target));
+        self.kills_pgbouncer() || expires
     }
 }
 

@@ -1,21 +1,11 @@
 //! A whole cluster of real programs on one machine, but for Pacemaker: etcd, two Postgres, and on each
 //! of three hosts a PgBouncer with its `pgcm proxy`, on two of them `pgcm supervise`.
 //!
-//! Only the coordinator reaches etcd and the agents through relays.
+//! The coordinator reaches the agents, and all of them etcd, through relays.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    path::PathBuf,
-    process::Stdio,
-    sync::{Arc, Mutex},
-    time::Duration,
-};
+use std::{fmt::Write as _, fs, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
-use nix::{
-    sys::signal::{Signal, kill},
-    unistd::Pid,
-};
+use nix::sys::signal::Signal;
 use pgcm::{
     edge::etcd::Etcd,
     model::{
@@ -25,13 +15,10 @@ use pgcm::{
     },
 };
 use serde_json::Value;
-use tokio::{
-    io::{AsyncBufReadExt, BufReader},
-    process::{Child, Command},
-    sync::watch,
-};
+use tokio::process::Command;
 
 use crate::{
+    coordinator::Coordinator,
     director::{Director, NODES},
     relay::Net,
     support::{
@@ -59,6 +46,8 @@ pub(crate) struct Agent {
     port: u16,
     process: Option<Process>,
     starts: u32,
+    /// Its way to etcd.
+    pub(crate) wire: Wire,
 }
 
 pub(crate) struct Stage {
@@ -105,8 +94,11 @@ impl Stage {
             .map(|host| format!("{host}/proxy"))
             .into_iter()
             .chain(NODES.map(|node| format!("{node}/supervise")));
-        let agents =
-            kinds.map(|name| Agent { name, port: free_port(), process: None, starts: 0 }).collect();
+        let mut agents = Vec::new();
+        for name in kinds {
+            let wire = Wire::to(port_of(&server.url())).await;
+            agents.push(Agent { name, port: free_port(), process: None, starts: 0, wire });
+        }
         let etcd = server.client();
         let dir = tempfile::tempdir().unwrap();
         let relays = Vec::new();
@@ -180,12 +172,12 @@ impl Stage {
              [pgbouncer]\nadmin-sockets = [{:?}]\n\
              [proxy]\ntemplates = [{{ source = {template:?}, target = {:?} }}]\n\
              poll-interval = \"500ms\"\n\
-             [api]\n{kind}-listen = \"127.0.0.1:{}\"\nregistration-ttl = \"3s\"\n\
+             [api]\n{kind}-listen = \"127.0.0.1:{}\"\nregistration-ttl = \"6s\"\n\
              [web]\n{kind}-listen = \"\"\n\
              [failover]\nresume-timeout = \"1s\"\npause-timeout = \"1s\"\npause-expiry = \"{}\"\n\
              [log]\nformat = \"text\"\nlevel = \"debug\"\n",
             node.map_or("127.0.0.1", |node| node.address),
-            self.server.url(),
+            agent.wire.url(),
             pgbouncer.socket(),
             pgbouncer.file,
             agent.port,
@@ -220,6 +212,20 @@ impl Stage {
 
     pub(crate) fn kill_agent(&mut self, place: usize) {
         self.agents[place].process = None;
+    }
+
+    /// Asks an agent to stop and waits until it has, at most `limit`.
+    pub(crate) async fn stop_agent(&mut self, place: usize, limit: Duration) {
+        let process = self.agents[place].process.take().expect("it runs");
+        process.signal(Signal::SIGTERM);
+        tokio::task::spawn_blocking(move || process.ends_within(limit)).await.unwrap();
+    }
+
+    /// Whatever was cut off is whole again.
+    pub(crate) fn mend(&self) {
+        self.net.mend();
+        self.wire.mend();
+        self.agents.iter().for_each(|agent| agent.wire.mend());
     }
 
     pub(crate) fn signal_agent(&self, place: usize, signal: Signal) {
@@ -368,79 +374,4 @@ impl Stage {
 
 fn port_of(url: &str) -> u16 {
     url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port")
-}
-
-/// A running `pgcm failover`.
-pub(crate) struct Coordinator {
-    pub(crate) pid: u32,
-    child: Child,
-    /// What it logged, line by line.
-    lines: Arc<Mutex<Vec<String>>>,
-    count: watch::Receiver<usize>,
-    stdout: Option<tokio::task::JoinHandle<String>>,
-}
-
-impl Coordinator {
-    fn start(mut command: Command) -> Self {
-        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
-        let mut log = BufReader::new(child.stderr.take().unwrap()).lines();
-        let mut out = BufReader::new(child.stdout.take().unwrap());
-        let lines = Arc::<Mutex<Vec<String>>>::default();
-        let (counter, count) = watch::channel(0);
-        let kept = lines.clone();
-        tokio::spawn(async move {
-            while let Ok(Some(line)) = log.next_line().await {
-                kept.lock().unwrap().push(line);
-                counter.send_modify(|count| *count += 1);
-            }
-        });
-        let stdout = Some(tokio::spawn(async move {
-            let mut text = String::new();
-            let _ = tokio::io::AsyncReadExt::read_to_string(&mut out, &mut text).await;
-            text
-        }));
-        let pid = child.id().unwrap_or_default();
-        Self { pid, child, lines, count, stdout }
-    }
-
-    pub(crate) fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.child.id() {
-            kill(Pid::from_raw(i32::try_from(pid).unwrap()), signal).unwrap();
-        }
-    }
-
-    /// Returns once it has logged that `step` began; never if it ends before.
-    pub(crate) fn begins(&self, step: &str) -> impl Future<Output = ()> + use<> {
-        let wanted = format!("\"step\":\"{step}\"");
-        let (mut count, lines) = (self.count.clone(), self.lines.clone());
-        async move {
-            let begun =
-                |line: &String| line.contains("failover.step.begin") && line.contains(&wanted);
-            let seen = count.wait_for(|_| lines.lock().unwrap().iter().any(begun)).await.is_ok();
-            if !seen {
-                std::future::pending::<()>().await;
-            }
-        }
-    }
-
-    pub(crate) fn log(&self) -> String {
-        let lines = self.lines.lock().unwrap();
-        lines
-            .iter()
-            .filter(|line| line.contains("failover."))
-            .cloned()
-            .collect::<Vec<_>>()
-            .join("\n")
-    }
-
-    /// Waits for its end: status, -1 for a signal, and, when first asked, what it printed.
-    pub(crate) async fn ends(&mut self, limit: Duration) -> Result<(i32, String), String> {
-        let ended = tokio::time::timeout(limit, self.child.wait()).await;
-        let ended = ended.map_err(|_| format!("the coordinator runs on after {limit:?}"))?;
-        let text = match self.stdout.take() {
-            Some(stdout) => stdout.await.unwrap_or_default(),
-            None => String::new(),
-        };
-        Ok((ended.unwrap().code().unwrap_or(-1), text))
-    }
 }

@@ -2,6 +2,7 @@
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
+use nix::sys::signal::Signal;
 use pgcm::edge::etcd::{Etcd, EtcdOptions};
 
 use super::{eventually, free_port, process::Process};
@@ -61,6 +62,10 @@ impl EtcdServer {
 
     pub fn stop(&mut self) {
         self.process = None;
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        self.process.as_ref().expect("it runs").signal(signal);
     }
 
     /// A client below the namespace `/postgres`.

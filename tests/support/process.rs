@@ -74,6 +74,18 @@ impl Process {
         assert!(runs, "{status:?}: {}", fs::read_to_string(&self.log).unwrap_or_default());
     }
 
+    /// Waits until it has ended by itself.
+    ///
+    /// # Panics
+    /// When it has not within `limit`.
+    pub fn ends_within(mut self, limit: Duration) {
+        let end = Instant::now() + limit;
+        while matches!(self.child.try_wait(), Ok(None)) {
+            assert!(Instant::now() < end, "it runs on: {}", fs::read_to_string(&self.log).unwrap());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
     /// Waits for an end with success.
     pub fn finish(mut self, what: &str) {
         let status = self.child.wait().expect("waited");

@@ -259,11 +259,15 @@ impl Cluster {
         }
     }
 
-    /// All keys with their versions, but for those that agents renew.
-    pub(crate) async fn keys_but_leases(&self) -> Vec<String> {
-        let command = ["etcdctl", "get", "--prefix", "/postgres/", "--keys-only"];
-        let keys = self.exec("pg01", &command).await.done();
-        keys.lines().filter(|key| !key.is_empty()).map(str::to_owned).collect()
+    /// All keys with when they were written last, but for the view, which supervise writes again and again.
+    pub(crate) async fn keys_but_the_view(&self) -> Vec<String> {
+        let command = ["etcdctl", "get", "--prefix", "/postgres/", "--write-out=fields"];
+        let fields = self.exec("pg01", &command).await.done();
+        let wanted =
+            |line: &&str| line.starts_with("\"Key\"") || line.starts_with("\"ModRevision\"");
+        let lines: Vec<&str> = fields.lines().filter(wanted).collect();
+        let keys = lines.chunks(2).map(|pair| pair.join(" "));
+        keys.filter(|key| !key.contains("\"/postgres/cluster\"")).collect()
     }
 
     async fn eventually<F>(&self, limit: Duration, what: &str, missing: F)
