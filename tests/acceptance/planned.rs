@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use serde_json::{Value, json};
+
 use crate::{
     CLIENTS,
     docker::{
@@ -41,6 +43,21 @@ async fn planned_failovers_cost_clients_only_latency() {
     for round in 1..=rounds() {
         move_under_load(&cluster, &format!("round {round}")).await;
     }
+    let status = cluster.status().await;
+    let standbys = status["cluster"]["standbys"].as_array().unwrap();
+    let target = standbys.iter().find(|standby| standby["sync_state"] == "sync").unwrap();
+    let target = target["name"].as_str().unwrap();
+    let moved = cluster.exec("app01", &["pgcm", "failover", "--target", target]).await;
+    assert_eq!(moved.status, 0, "{moved}");
+    let history = ["pgcm", "history", "--last", "1", "--output", "json"];
+    let history = cluster.exec("app01", &history).await.done();
+    let history: Value = serde_json::from_str(&history).unwrap();
+    let change = &history[0]["change"];
+    assert_eq!(
+        (&change["outcome"], &change["new_primary"]["name"]),
+        (&json!("done"), &json!(target))
+    );
+    assert_eq!(cluster.status().await["cluster"]["primary"]["name"], target);
 }
 
 #[tokio::test]
@@ -84,13 +101,13 @@ async fn of_two_failovers_at_once_one_moves() {
 #[tokio::test]
 async fn a_dry_run_prints_the_plan_and_touches_nothing() {
     let cluster = Cluster::whole().await;
-    let before = cluster.keys_but_leases().await;
+    let before = cluster.keys_but_the_view().await;
     let plan = cluster.exec("app01", &["pgcm", "failover", "--dry-run"]).await;
     assert_eq!(plan.status, 0, "{plan}");
     for word in ["pause", "migrate", "resume", "app01"] {
         assert!(plan.text().contains(word), "{word} in: {plan}");
     }
-    assert_eq!(cluster.keys_but_leases().await, before);
+    assert_eq!(cluster.keys_but_the_view().await, before);
     assert_eq!(cluster.move_constraints().await, 0);
     cluster.nothing_paused().await;
 }
