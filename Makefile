@@ -20,9 +20,13 @@ BINARIES ?= $(INTEGRATION) agent
 AGENT_THREADS := RUST_TEST_THREADS=5
 # What of them depends on the version of Postgres.
 VERSION_TESTS ?= conformance matrix rejoin slots switchover unstartable
-# What `make test` takes of the interruption matrix, which is eight minutes long: each way, and each step that holds clients.
-CELLS := terminate@pause kill@paused-some kill@paused-all freeze@moving kill@moving cut-from-etcd@moving kill@migrated \
-  cut-from-one@follow cut-from-all@follow overtake@pause kill-app-proxy@paused-all kill-primary-supervise@paused-some
+# What `make test` takes of the interruption matrix, which is a quarter of an hour long: each way, and each step that holds clients.
+CELLS := terminate@pause interrupt@paused-all hang-up@moving kill@paused-some kill@moving kill@migrated freeze@moving \
+  cut-from-etcd@moving cut-from-one@follow cut-from-all@follow overtake@pause outlast@moving kill-app-proxy@paused-all \
+  kill-primary-supervise@paused-some kill-target-supervise@moving freeze-app-proxy@follow freeze-primary-supervise@migrate \
+  freeze-target-supervise@moving restart-app-proxy@paused-some cut-app-proxy-from-etcd@migrated \
+  cut-target-supervise-from-etcd@moving kill-pgbouncer@paused-all freeze-pgbouncer@paused-some kill-app-host@moving \
+  kill-etcd@moving freeze-etcd@paused-all
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18
@@ -75,10 +79,11 @@ test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=trixie BINARIES="$(INTEGRATION)"
 	$(AGENT_THREADS) $(MAKE) integration DEBIAN=trixie BINARIES=agent
 	PGCM_CELLS="$(CELLS)" $(MAKE) integration DEBIAN=trixie BINARIES=interruptions
-	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES=agent
+	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES="agent pgbouncer proxy blockers"
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
-	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 ONLY="etcd_crm_mon planned_failovers killing_the_primary"
+	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 \
+	  ONLY="etcd_crm_mon planned_failovers an_application_pgbouncer each_of_three killing_the_primary"
 
 config: ## renew config/config.toml from the defaults
 	cargo run --locked --quiet -- show-config > config/config.toml
