@@ -7,8 +7,8 @@ use super::parameters::DOCUMENTED;
 /// Name, then the attributes of each action: timeouts that leave room for a fast shutdown.
 const ACTIONS: &str = r#"<action name="start" timeout="120s"/>
 <action name="stop" timeout="120s"/>
-<action name="monitor" depth="0" timeout="30s" interval="7s"/>
-<action name="monitor" depth="0" timeout="30s" interval="3s" role="Promoted"/>
+<action name="monitor" depth="0" timeout="30s" interval="3s"/>
+<action name="monitor" depth="0" timeout="30s" interval="1s" role="Promoted"/>
 <action name="promote" timeout="60s"/>
 <action name="demote" timeout="120s"/>
 <action name="notify" timeout="30s"/>
