@@ -147,8 +147,10 @@ impl Director {
     async fn make_nodes(&self) {
         let [one, two] = &self.nodes;
         let data = one.data();
-        let args =
-            ["-D", data.to_str().unwrap(), "-A", "trust", "-U", "postgres", "-N", "--no-locale"];
+        // Each failover leaves a segment of its timeline behind.
+        let segments = "--wal-segsize=1";
+        let dir = data.to_str().unwrap();
+        let args = ["-D", dir, "-A", "trust", "-U", "postgres", "-N", "--no-locale", segments];
         let log = one.dir.path().join("initdb.log");
         Process::start(&postgres_binary("initdb"), &args, &log, true).finish("initdb");
         let access = "local all all trust\nhost all all 127.0.0.0/8 trust\n\
@@ -175,7 +177,7 @@ impl Director {
 
     fn configure(&self, node: &Node, other: &Node) {
         let text = format!(
-            "fsync = off\nmax_wal_size = 128MB\nmax_connections = 50\nshared_buffers = 16MB\nhot_standby = on\n\
+            "fsync = off\nmax_connections = 50\nshared_buffers = 16MB\nhot_standby = on\n\
              wal_retrieve_retry_interval = 100ms\nwal_level = logical\n\
              primary_conninfo = 'host={} port={} user=postgres application_name={}'\n",
             other.address, self.port, node.name
