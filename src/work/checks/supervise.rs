@@ -5,7 +5,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use super::{Terms, judge, pgbouncer};
+use super::{Terms, judge, pacemaker, pgbouncer};
 use crate::{
     edge::{
         command::{Processes, Run},
@@ -68,11 +68,11 @@ impl<R: Run> SuperviseChecks<R> {
                 return vec![Finding::refuse("pacemaker", words)];
             }
         };
-        let mut findings = judge::roles(&view);
+        let mut findings = pacemaker::roles(&view);
         match view.promoted()[..] {
             [primary] if primary == self.node => {
-                findings.extend(judge::cluster(&view));
-                findings.extend(judge::locations(self.pacemaker.locations(&view).await));
+                findings.extend(pacemaker::cluster(&view));
+                findings.extend(pacemaker::locations(self.pacemaker.locations(&view).await));
                 match &facts {
                     Ok(facts) => findings.extend(self.primary(&view, facts, terms).await),
                     Err(error) => findings.push(self.silent(error)),
