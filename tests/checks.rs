@@ -201,9 +201,11 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
     let failed = include_str!("data/crm_mon/failed-actions/pgcm-trixie.xml");
     let in_standby = include_str!("data/crm_mon/node-in-standby/pgcm-trixie.xml");
     let unfenced = HEALTHY.replace("stonith-enabled=\"true\"", "stonith-enabled=\"false\"");
+    let left_alone = HEALTHY.replace("managed=\"true\"", "managed=\"false\"");
     let ban = "<rsc_location id=\"cli-ban-msPostgresql-on-pg02\" rsc=\"msPostgresql\"/>";
     for (crm_mon, constraint, check, severity, words) in [
         (maintenance, "", "maintenance", Refuse, "--name maintenance-mode --delete"),
+        (&left_alone, "", "maintenance", Refuse, "run: crm resource manage Postgresql"),
         (failed, "", "fail-count", Warn, "run: crm_resource --cleanup --node"),
         (in_standby, "", "nodes", Warn, "is in standby mode"),
         (&unfenced, "", "fencing", Warn, "a lost node may go on taking writes"),

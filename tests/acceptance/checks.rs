@@ -38,6 +38,31 @@ const PACEMAKER: &[Case] = &[
     },
     Case {
         at: "PRIMARY",
+        provoke: "crm_attribute --node PRIMARY --name maintenance --update true",
+        put_back: "crm_attribute --node PRIMARY --name maintenance --delete",
+        args: &[],
+        found: &[(
+            "maintenance",
+            "refuse",
+            &[
+                "PRIMARY is in maintenance mode",
+                "crm_attribute --node PRIMARY --name maintenance --delete",
+            ],
+        )],
+    },
+    Case {
+        at: "PRIMARY",
+        provoke: "crm_resource --resource Postgresql --meta --set-parameter is-managed --parameter-value false",
+        put_back: "crm_resource --resource Postgresql --meta --delete-parameter is-managed",
+        args: &[],
+        found: &[(
+            "maintenance",
+            "refuse",
+            &["Postgresql is unmanaged on ", "crm resource manage Postgresql"],
+        )],
+    },
+    Case {
+        at: "PRIMARY",
         provoke: "crm_attribute --name stonith-enabled --update false",
         put_back: "crm_attribute --name stonith-enabled --update true",
         args: &[],

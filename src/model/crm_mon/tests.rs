@@ -147,6 +147,7 @@ fn a_healthy_cluster_is_read_in_full() {
         assert_eq!(view.clone.as_deref(), Some("msPostgresql"), "{name}");
         assert!(view.agent.starts_with("ocf:"), "{name}: {}", view.agent);
         assert_eq!((view.promoted().len(), view.instances.len()), (1, 3), "{name}");
+        assert!(view.instances.iter().all(|instance| instance.managed), "{name}");
         assert!(view.bans.is_empty(), "{name}: bans of other resources are none of ours");
         assert_eq!(view.promoted_role_name(), "Promoted", "{name}");
     }
@@ -165,6 +166,7 @@ fn node_attributes_are_read() {
 fn what_is_wrong_with_nodes_and_actions_is_read() {
     for (name, view) in views("maintenance") {
         assert!(view.maintenance, "{name}");
+        assert!(view.instances.iter().all(|instance| !instance.managed), "{name}");
     }
     for (name, view) in views("node-in-standby") {
         let standby: Vec<_> = view.nodes.iter().filter(|node| node.standby).collect();

@@ -27,13 +27,6 @@ pub(super) fn roles(view: &PacemakerView) -> Vec<Finding> {
 
 pub(super) fn cluster(view: &PacemakerView) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if view.maintenance {
-        findings.push(Finding::refuse(
-            "maintenance",
-            "the cluster is in maintenance mode, so Pacemaker would move nothing; \
-             run: crm_attribute --name maintenance-mode --delete",
-        ));
-    }
     if !view.fencing {
         findings.push(Finding::warn(
             "fencing",
@@ -64,6 +57,55 @@ pub(super) fn cluster(view: &PacemakerView) -> Vec<Finding> {
     findings
 }
 
+/// What Pacemaker was told to leave alone. It takes the constraint of a move there, and moves nothing.
+pub(super) fn maintenance(view: &PacemakerView, resource: &str) -> Vec<Finding> {
+    if view.maintenance {
+        let words = "the cluster is in maintenance mode, so Pacemaker would move nothing; \
+                     run: crm_attribute --name maintenance-mode --delete";
+        return vec![Finding::refuse("maintenance", words)];
+    }
+    let promoted = view.promoted();
+    let mut findings = Vec::new();
+    for name in view.nodes.iter().filter(|node| node.maintenance).map(|node| &*node.name) {
+        let remedy = format!("run: crm_attribute --node {name} --name maintenance --delete");
+        // The target is judged as such; any other node takes no part in the move.
+        findings.push(if promoted.contains(&name) {
+            let why = "so Pacemaker would not demote Postgres there";
+            Finding::refuse(
+                "maintenance",
+                format!("{name} is in maintenance mode, {why}; {remedy}"),
+            )
+        } else {
+            Finding::warn("nodes", format!("{name} is in maintenance mode; {remedy}"))
+        });
+    }
+    // Maintenance of a node shows at its copy as well, and so does a failure that blocks it.
+    let in_maintenance = |name: &str| view.node(name).is_some_and(|node| node.maintenance);
+    let unmanaged = view.instances.iter().filter(|copy| !copy.managed && !copy.blocked);
+    let left_alone: Vec<&str> = unmanaged
+        .filter_map(|copy| copy.node.as_deref())
+        .filter(|name| !in_maintenance(name))
+        .collect();
+    if !left_alone.is_empty() {
+        let words = format!(
+            "{resource} is unmanaged on {}, so Pacemaker would not move it; run: crm resource manage \
+             {resource} (or: pcs resource manage {resource})",
+            left_alone.join(", ")
+        );
+        findings.push(Finding::refuse("maintenance", words));
+    }
+    for name in promoted {
+        if view.instance(name).is_some_and(|copy| copy.blocked) {
+            let words = format!(
+                "{resource} is blocked on {name} by a failure, so Pacemaker would not move it; once \
+                 the cause is known run: crm_resource --cleanup --node {name}"
+            );
+            findings.push(Finding::refuse("maintenance", words));
+        }
+    }
+    findings
+}
+
 pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Finding> {
     let found = match found {
         Ok(found) => found,
@@ -90,7 +132,64 @@ pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Fin
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::finding::Severity;
+    use crate::model::{
+        crm_mon::Instance,
+        finding::Severity::{self, Refuse, Warn},
+    };
+
+    const HEALTHY: &str = include_str!("../../../tests/data/crm_mon/healthy/pgcm-trixie.xml");
+
+    /// A healthy cluster, whose primary is pg01, after `edit`.
+    fn edited(edit: impl FnOnce(&mut PacemakerView)) -> PacemakerView {
+        let mut view = PacemakerView::parse(HEALTHY, "Postgresql").expect("recorded");
+        edit(&mut view);
+        view
+    }
+
+    fn copy<'a>(view: &'a mut PacemakerView, node: &str) -> &'a mut Instance {
+        let here = |copy: &&mut Instance| copy.node.as_deref() == Some(node);
+        view.instances.iter_mut().find(here).expect("a copy on every node")
+    }
+
+    /// The only thing that `maintenance` finds.
+    fn left_alone(view: &PacemakerView) -> (String, Severity, String) {
+        let found = maintenance(view, "Postgresql");
+        let [finding] = &found[..] else { panic!("{found:?}") };
+        (finding.check.clone(), finding.severity, finding.message.clone())
+    }
+
+    #[test]
+    fn what_pacemaker_would_leave_where_it_is_refuses_and_names_what_to_run() {
+        assert_eq!(maintenance(&edited(|_| {}), "Postgresql"), []);
+        let told = |words: &str| ("maintenance".to_owned(), Refuse, words.to_owned());
+        // A node's maintenance shows at its copy too, and is told once.
+        let view = edited(|view| {
+            view.nodes[0].maintenance = true;
+            copy(view, "pg01").managed = false;
+        });
+        let words = "pg01 is in maintenance mode, so Pacemaker would not demote Postgres there; run: \
+                     crm_attribute --node pg01 --name maintenance --delete";
+        assert_eq!(left_alone(&view), told(words));
+        let view = edited(|view| view.instances.iter_mut().for_each(|copy| copy.managed = false));
+        let words = "Postgresql is unmanaged on pg03, pg01, pg02, so Pacemaker would not move it; run: \
+                     crm resource manage Postgresql (or: pcs resource manage Postgresql)";
+        assert_eq!(left_alone(&view), told(words));
+        let block = |copy: &mut Instance| (copy.managed, copy.blocked) = (false, true);
+        let view = edited(|view| block(copy(view, "pg01")));
+        let words = "Postgresql is blocked on pg01 by a failure, so Pacemaker would not move it; once \
+                     the cause is known run: crm_resource --cleanup --node pg01";
+        assert_eq!(left_alone(&view), told(words));
+        // Neither matters where the primary neither is nor moves to.
+        let view = edited(|view| block(copy(view, "pg03")));
+        assert_eq!(maintenance(&view, "Postgresql"), []);
+        let view = edited(|view| {
+            view.nodes[2].maintenance = true;
+            copy(view, "pg03").managed = false;
+        });
+        let (check, severity, words) = left_alone(&view);
+        assert_eq!((check.as_str(), severity), ("nodes", Warn));
+        assert!(words.ends_with("run: crm_attribute --node pg03 --name maintenance --delete"));
+    }
 
     #[test]
     fn a_ban_by_hand_refuses_and_a_leftover_of_ours_warns() {

@@ -71,6 +71,7 @@ impl<R: Run> SuperviseChecks<R> {
         let mut findings = pacemaker::roles(&view);
         match view.promoted()[..] {
             [primary] if primary == self.node => {
+                findings.extend(pacemaker::maintenance(&view, self.pacemaker.resource()));
                 findings.extend(pacemaker::cluster(&view));
                 findings.extend(pacemaker::locations(self.pacemaker.locations(&view).await));
                 match &facts {
