@@ -1,15 +1,16 @@
 //! The checks: everything that is asked before anything is touched.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
 use tokio::{task::JoinSet, time::Instant};
 
 use super::{
-    Failover, FailoverOptions,
+    Failover,
     agents::{self, Agent, Candidate},
     pipeline::{Trouble, TroubleKind, millis},
     progress::Event,
+    together,
 };
 use crate::{
     edge::peer::{Peer, PeerError, pb},
@@ -91,7 +92,8 @@ impl Failover {
             .collect();
         {
             let mut state = self.state();
-            state.target = world.view.as_ref().and_then(|view| expected(&self.options, view));
+            state.target =
+                world.view.as_ref().and_then(|view| together::expected(&self.options, view));
             state.before = world.view;
             state.agents = world.agents;
             state.findings = world.findings;
@@ -151,7 +153,7 @@ impl Failover {
             agents.extend(judge_agent(asked, view.as_ref().ok(), &mut findings).map(Arc::new));
         }
         agents.sort_by_key(|agent| (agent.host.clone(), agent.kind));
-        let together = judge_together(&self.options, view.as_ref(), &agents);
+        let together = together::judge(&self.options, view.as_ref(), &agents);
         findings.extend(together.into_iter().map(|finding| found("failover", finding)));
         Ok(World { view: view.ok(), agents, findings })
     }
@@ -328,116 +330,4 @@ fn judge_view(
         }
         Err(_) => None,
     }
-}
-
-/// What only all answers together show.
-fn judge_together(
-    options: &FailoverOptions,
-    view: Result<&ClusterView, &Finding>,
-    agents: &[Arc<Agent>],
-) -> Vec<Finding> {
-    let mut findings = Vec::new();
-    if !agents.iter().any(|agent| agent.kind == AgentKind::Proxy && agent.pauses) {
-        let words = "no `pgcm proxy` with a PgBouncer was found, so no client can be held; start \
-                     it on every machine with a PgBouncer";
-        findings.push(Finding::refuse("no-proxy", words));
-    }
-    judge_expected(&options.expected_agents, agents, &mut findings);
-    let mut versions: BTreeSet<&str> = agents.iter().map(|agent| agent.version.as_str()).collect();
-    versions.insert(env!("CARGO_PKG_VERSION"));
-    if versions.len() > 1 {
-        let list = Vec::from_iter(versions).join(", ");
-        let words = format!(
-            "agents and this pgcm run different versions ({list}); finish the upgrade soon"
-        );
-        findings.push(Finding::warn("versions", words));
-    }
-    match view {
-        Ok(view) => {
-            judge_members(view, agents, &mut findings);
-            findings.extend(judge_target(options, view));
-            findings.extend(judge_rest(options, view));
-        }
-        Err(finding) => findings.push(finding.clone()),
-    }
-    findings
-}
-
-/// Whether each agent that the configuration names is there.
-fn judge_expected(expected: &[String], agents: &[Arc<Agent>], findings: &mut Vec<Finding>) {
-    for name in expected {
-        let there = |agent: &Arc<Agent>| format!("{}/{}", agent.host, agent.kind) == *name;
-        if !agents.iter().any(there) {
-            let words = format!(
-                "{name} is expected (failover.expected-agents) but not registered; start it, or its \
-                 clients get errors; if it is gone for good take it from the configuration"
-            );
-            findings.push(Finding::refuse("agent-expected", words));
-        }
-    }
-}
-
-/// Who is left to hold every commit when the target is the primary and the old one not back yet.
-fn judge_rest(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
-    let target = expected(options, view)?;
-    let old = &view.primary.name;
-    let rest = view.standbys.iter().any(|s| s.name != target && s.state == "streaming");
-    let words = format!(
-        "no standby but {target} streams, so until {old} is back no commit is on two nodes; bring \
-         another standby up first if that matters"
-    );
-    (!rest).then(|| Finding::warn("sync-after-move", words))
-}
-
-/// Whether each node of the cluster has its supervise, and its PgBouncer somebody who has it follow.
-fn judge_members(view: &ClusterView, agents: &[Arc<Agent>], findings: &mut Vec<Finding>) {
-    let standbys = view.standbys.iter().map(|standby| &standby.name);
-    for node in std::iter::once(&view.primary.name).chain(standbys) {
-        let here = || agents.iter().filter(|agent| agent.host == *node);
-        if !here().any(|agent| agent.kind == AgentKind::Supervise) {
-            let words = format!("no `pgcm supervise` of {node} was found; start it there");
-            findings.push(Finding::refuse("agent-missing", words));
-        } else if !here().any(|agent| agent.follows) {
-            let words = format!(
-                "no `pgcm proxy` of {node} was found: its PgBouncer would be paused and resumed, but \
-                 not follow the primary; start it there"
-            );
-            findings.push(Finding::refuse("no-proxy", words));
-        }
-    }
-}
-
-fn judge_target(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
-    let Some(target) = &options.target else {
-        let words = "no standby is synchronous, so none surely holds every commit; look at \
-                     `pgcm status` and at pg_stat_replication on the primary";
-        return view
-            .synchronous_standby()
-            .is_none()
-            .then(|| Finding::refuse("no-synchronous-standby", words));
-    };
-    if *target == view.primary.name {
-        let words = format!("{target} is the primary already");
-        return Some(Finding::refuse("target", words));
-    }
-    match view.standbys.iter().find(|standby| standby.name == *target) {
-        Some(standby) if standby.is_synchronous() => None,
-        Some(standby) => Some(Finding::refuse(
-            "target",
-            format!(
-                "{target} is {} and {}; only a synchronous standby surely holds every commit",
-                standby.state, standby.sync_state
-            ),
-        )),
-        None => {
-            let known: Vec<&str> = view.standbys.iter().map(|s| s.name.as_str()).collect();
-            let words = format!("{target} is no connected standby ({})", known.join(", "));
-            Some(Finding::refuse("target", words))
-        }
-    }
-}
-
-/// The node that is going to be primary.
-fn expected(options: &FailoverOptions, view: &ClusterView) -> Option<String> {
-    options.target.clone().or_else(|| view.synchronous_standby().map(|s| s.name.clone()))
 }

@@ -11,6 +11,7 @@ mod primary;
 pub mod progress;
 pub mod report;
 mod steps;
+mod together;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
