@@ -95,7 +95,8 @@ pub struct Failover {
     #[arg(long, value_name = "NODE")]
     pub target: Option<String>,
 
-    /// Run every check and print the plan; touch nothing
+    /// Run every check and print the plan; touch nothing. Ends as the failover would that began now:
+    /// 0, 3, 4 or 5
     #[arg(long)]
     pub dry_run: bool,
 

@@ -282,6 +282,41 @@ async fn a_dry_run_changes_nothing_and_tells_the_plan() {
 }
 
 #[tokio::test]
+async fn a_dry_run_tells_who_holds_the_lock_and_ends_as_the_run_would() {
+    let (_process, etcd, cluster) = start().await;
+    let theirs = lock(&etcd, "theirs");
+    theirs.acquire(Duration::ZERO).await.expect("etcd answers");
+    let dry = FailoverOptions { dry_run: true, ..options("one") };
+    let holder = "pg09:1 holds the lock for `with-lock` since 2024-01-01T00:00:00Z, now at step \
+                  `running`";
+    let report = run(&etcd, dry.clone()).await;
+    assert_eq!(report.exit, Exit::Locked, "{report}");
+    let words = told(&report, "lock", Severity::Refuse);
+    assert_eq!(
+        words,
+        format!("{holder}; wait until it is free, see `pgcm status`, or use --lock-timeout")
+    );
+    // The rest is told as well.
+    assert!(report.to_string().contains("move the primary from pg01 to pg02"), "{report}");
+    cluster.refuse("app01/proxy", "session-pools");
+    let report = run(&etcd, dry.clone()).await;
+    assert_eq!(report.exit, Exit::Locked, "{report}");
+    told(&report, "session-pools", Severity::Refuse);
+
+    let patient = FailoverOptions { lock_timeout: SOON, ..dry };
+    assert_eq!(run(&etcd, patient.clone()).await.exit, Exit::Refused);
+    cluster.allow();
+    let report = run(&etcd, patient.clone()).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
+    let words = told(&report, "lock", Severity::Warn);
+    assert_eq!(words, format!("{holder}; the failover would wait for it, at most 10s"));
+    theirs.release().await.expect("released");
+    let report = run(&etcd, patient).await;
+    assert!(!report.findings.iter().any(|found| found.finding.check == "lock"), "{report}");
+    assert!(cluster.changes().is_empty(), "{:?}", cluster.changes());
+}
+
+#[tokio::test]
 async fn without_etcd_nothing_begins() {
     let etcd = client("http://127.0.0.1:1", "/postgres");
     let report = run(&etcd, options("one")).await;

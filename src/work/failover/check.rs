@@ -50,6 +50,16 @@ fn found(by: &str, finding: Finding) -> Found {
     Found { by: by.to_owned(), finding, overridden: false }
 }
 
+/// Of a lock that a dry run finds taken; `waits` is how long the run would wait for it.
+fn lock_finding(taken: &str, waits: Duration) -> Finding {
+    if waits.is_zero() {
+        let remedy = "wait until it is free, see `pgcm status`, or use --lock-timeout";
+        Finding::refuse("lock", format!("{taken}; {remedy}"))
+    } else {
+        Finding::warn("lock", format!("{taken}; the failover would wait for it, at most {waits:?}"))
+    }
+}
+
 /// What one agent answered.
 struct Asked {
     name: String,
@@ -69,9 +79,19 @@ pub struct World {
 
 impl Failover {
     /// The checks as the first step. A lock that is taken and not to be waited for ends it before
-    /// any agent is asked.
+    /// any agent is asked; a dry run asks them all the same, and ends as the run would.
     pub(super) async fn first_check(&self) -> Result<(), Trouble> {
-        if self.options.lock_timeout.is_zero() && !self.options.dry_run {
+        let waits = self.options.lock_timeout;
+        if self.options.dry_run {
+            let taken = self.lock_is_free().await;
+            let checked = self.check().await;
+            let Err(taken) = taken else { return checked };
+            if taken.kind == TroubleKind::Locked {
+                self.state().findings.push(found("failover", lock_finding(&taken.reason, waits)));
+            }
+            return if waits.is_zero() { Err(taken) } else { checked };
+        }
+        if waits.is_zero() {
             self.lock_is_free().await?;
         }
         self.check().await
