@@ -296,12 +296,10 @@ async fn a_dry_run_tells_who_holds_the_lock_and_ends_as_the_run_would() {
         words,
         format!("{holder}; wait until it is free, see `pgcm status`, or use --lock-timeout")
     );
-    // The rest is told as well.
     assert!(report.to_string().contains("move the primary from pg01 to pg02"), "{report}");
     cluster.refuse("app01/proxy", "session-pools");
     let report = run(&etcd, dry.clone()).await;
     assert_eq!(report.exit, Exit::Locked, "{report}");
-    told(&report, "session-pools", Severity::Refuse);
 
     let patient = FailoverOptions { lock_timeout: SOON, ..dry };
     assert_eq!(run(&etcd, patient.clone()).await.exit, Exit::Refused);
@@ -404,6 +402,30 @@ async fn an_agent_that_is_not_as_it_must_be_is_named_with_the_remedy() {
     assert!(words.contains("9.9.9") && words.contains("finish the upgrade"), "{words}");
     cluster.heal();
     assert_eq!(look().await.exit, Exit::Done);
+}
+
+#[tokio::test]
+async fn an_address_at_which_another_agent_answers_refuses() {
+    let (_process, etcd, cluster) = start().await;
+    let key = "/agents/app01/proxy";
+    let own = etcd.get(key).await.expect("etcd").expect("registered").value;
+    let mut agent: serde_json::Value = serde_json::from_str(&own).expect("JSON");
+    for other in ["pg01/proxy", "pg01/supervise"] {
+        let entry = etcd.get(&format!("/agents/{other}")).await.expect("etcd").expect("registered");
+        let there: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
+        agent["api"] = there["api"].clone();
+        let put = Put { key: key.to_owned(), value: agent.to_string(), lease: 0 };
+        etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+        let report = run(&etcd, options("one")).await;
+        assert_eq!(report.exit, Exit::Refused, "{report}");
+        let words = told(&report, "agent-address", Severity::Refuse);
+        let where_it_is = "where app01/proxy is registered; set api.token-file on every machine";
+        assert!(words.starts_with(other) && words.contains(where_it_is), "{words}");
+    }
+    assert!(cluster.changes().is_empty() && !is_locked(&etcd).await);
+    let put = Put { key: key.to_owned(), value: own, lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    assert_eq!(run(&etcd, options("one")).await.exit, Exit::Done);
 }
 
 #[tokio::test]

@@ -18,7 +18,7 @@ use crate::{
     model::{
         cluster::ClusterView,
         finding::{Finding, OVERRIDABLE, Severity},
-        registration::AgentKind,
+        registration::{AgentKind, Registration},
     },
 };
 
@@ -263,6 +263,11 @@ fn judge_agent(
             return None;
         }
     };
+    if let Some(words) = asked.candidate.registration.as_ref().and_then(|r| other_agent(r, &health))
+    {
+        tell(Finding::refuse("agent-address", words));
+        return None;
+    }
     for component in &health.components {
         let words =
             format!("{}: {}; {}", component.name, component.message, look_at(&component.name));
@@ -284,12 +289,10 @@ fn judge_agent(
             tell(Finding::refuse("agent-checks", words));
         }
     }
-    let registration = asked.candidate.registration;
-    let kind = match (health.kind.as_str(), &registration) {
-        ("supervise", _) => AgentKind::Supervise,
-        ("proxy", _) => AgentKind::Proxy,
-        (_, Some(registration)) => registration.kind,
-        (other, None) => {
+    let kind = match health.kind.as_str() {
+        "supervise" => AgentKind::Supervise,
+        "proxy" => AgentKind::Proxy,
+        other => {
             let words = format!(
                 "it calls itself `{other}`; name only addresses of `pgcm supervise` and `pgcm proxy` \
                  in failover.endpoints"
@@ -298,7 +301,7 @@ fn judge_agent(
             return None;
         }
     };
-    let host = registration.map_or(health.host, |registration| registration.host);
+    let host = health.host;
     if kind == AgentKind::Supervise {
         let of_primary = published.is_some_and(|view| view.primary.name == host);
         judge_view(&asked.view, of_primary, published).into_iter().for_each(&mut tell);
@@ -311,6 +314,25 @@ fn judge_agent(
         follows: health.follows,
         peer: asked.candidate.peer,
     })
+}
+
+/// Who answers in place of the agent that is registered, if another does: that one would be paused
+/// twice, and the registered one never.
+fn other_agent(registered: &Registration, answers: &pb::HealthResponse) -> Option<String> {
+    let Registration { host, kind, api, .. } = registered;
+    if answers.host == *host && answers.kind == kind.to_string() {
+        return None;
+    }
+    let remedy = if api.ip().is_loopback() {
+        "set api.token-file on every machine: without a token an agent can be reached from its own \
+         machine only"
+    } else {
+        "set node.name and node.address on both machines, each to its own"
+    };
+    Some(format!(
+        "{}/{} answers at {api}, where {host}/{kind} is registered; {remedy}",
+        answers.host, answers.kind
+    ))
 }
 
 /// Where a component that is not well says more.
