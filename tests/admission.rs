@@ -1,4 +1,4 @@
-//! What lets a planned failover begin, and again: checks, overrides, the lock, attempts. A real etcd, and
+//! What lets a planned failover begin, and again: overrides, the lock, attempts. A real etcd, and
 //! agents that can be told to fail.
 
 mod support;
@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 
 use pgcm::{
     edge::{
-        etcd::{Etcd, Put},
+        etcd::Etcd,
         lock::{Acquired, Lock, LockError, LockOptions},
     },
     exit::Exit,
@@ -19,9 +19,7 @@ use pgcm::{
     work::{
         failover::{
             self, FailoverOptions,
-            check::Found,
             progress::{Event, Progress},
-            report::Report,
         },
         history,
         shutdown::Stop,
@@ -30,7 +28,7 @@ use pgcm::{
 use support::{
     etcd::{client, start_etcd},
     eventually,
-    failover::{SOON, is_locked, options, run, start},
+    failover::{SOON, is_locked, options, run, start, told},
     fake_cluster::Fault,
 };
 
@@ -134,27 +132,6 @@ async fn a_check_that_refuses_is_overridden_by_its_name_alone_and_that_is_rememb
         assert_eq!(report.exit, Exit::Refused, "{check}: {report}");
     }
     cluster.allow();
-}
-
-#[tokio::test]
-async fn an_expected_agent_that_is_not_registered_refuses() {
-    let (_process, etcd, _cluster) = start().await;
-    let expected_agents = vec!["app01/proxy".to_owned(), "app02/proxy".to_owned()];
-    let strict = FailoverOptions { expected_agents, ..options("one") };
-    let report = run(&etcd, strict.clone()).await;
-    assert_eq!(report.exit, Exit::Refused, "{report}");
-    let refused: Vec<&str> = report
-        .findings
-        .iter()
-        .filter(|found| found.refuses())
-        .map(|found| found.finding.message.split(' ').next().unwrap_or_default())
-        .collect();
-    assert_eq!(refused, ["app02/proxy"], "{report}");
-    // Two nodes: nobody else streams once the target is the primary.
-    assert!(report.findings.iter().any(|found| found.finding.check == "sync-after-move"));
-    let overrides = vec!["agent-expected".to_owned()];
-    let report = run(&etcd, FailoverOptions { overrides, ..strict }).await;
-    assert_eq!(report.exit, Exit::Done, "{report}");
 }
 
 fn attempt(id: &str) -> Attempt {
@@ -337,20 +314,6 @@ async fn an_unfit_cluster_is_refused_with_every_reason() {
 }
 
 #[tokio::test]
-async fn named_endpoints_are_asked_instead_of_registered_ones() {
-    let (_process, etcd, cluster) = start().await;
-    let mut endpoints = Vec::new();
-    for entry in etcd.get_prefix("/agents/").await.expect("etcd").entries {
-        let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
-        endpoints.push(agent["api"].as_str().expect("an address").to_owned());
-        let there = pgcm::edge::etcd::Expect::ModRevision(entry.mod_revision);
-        etcd.delete_if(&entry.key, there).await.expect("deleted");
-    }
-    let report = run(&etcd, FailoverOptions { endpoints, ..options("one") }).await;
-    assert_eq!((report.exit, cluster.primary().as_str()), (Exit::Done, "pg02"), "{report}");
-}
-
-#[tokio::test]
 async fn a_lock_taken_away_is_noticed_and_never_written_again() {
     let process = start_etcd().await;
     let etcd = process.client();
@@ -367,83 +330,4 @@ async fn a_lock_taken_away_is_noticed_and_never_written_again() {
     ours.release().await.expect("gives up its own");
     assert!(is_locked(&etcd).await, "theirs stays");
     assert!(theirs.fencing_token() > ours.fencing_token());
-}
-
-/// The words of the finding that `check` made.
-fn told(report: &Report, check: &str, severity: Severity) -> String {
-    let of = |found: &&Found| {
-        (found.finding.check.as_str(), found.finding.severity) == (check, severity)
-    };
-    let found = report.findings.iter().find(of);
-    found.unwrap_or_else(|| panic!("{check} in {report}")).finding.message.clone()
-}
-
-#[tokio::test]
-async fn an_agent_that_is_not_as_it_must_be_is_named_with_the_remedy() {
-    let (_process, etcd, cluster) = start().await;
-    let look = || run(&etcd, FailoverOptions { dry_run: true, ..options("one") });
-    for (call, check, remedy) in [
-        ("health", "agent-health", "start it again, or see its log"),
-        ("check", "agent-checks", "see its log"),
-        ("view", "primary-unsure", "wait until it knows"),
-    ] {
-        cluster.fault(&format!("pg01/supervise {call}"), Fault::Fail);
-        let words = told(&look().await, check, Severity::Refuse);
-        assert!(words.contains("pg01/supervise") && words.contains(remedy), "{words}");
-        cluster.heal();
-    }
-    cluster.sees("pg02/supervise", "pg02");
-    let words = told(&look().await, "primary-disagreement", Severity::Refuse);
-    let expected = "it sees pg02 as the primary, but pg01 is published; wait until they agree";
-    assert_eq!(words, expected);
-    cluster.heal();
-    cluster.is_of_version("app01/proxy", "9.9.9");
-    let words = told(&look().await, "versions", Severity::Warn);
-    assert!(words.contains("9.9.9") && words.contains("finish the upgrade"), "{words}");
-    cluster.heal();
-    assert_eq!(look().await.exit, Exit::Done);
-}
-
-#[tokio::test]
-async fn an_address_at_which_another_agent_answers_refuses() {
-    let (_process, etcd, cluster) = start().await;
-    let key = "/agents/app01/proxy";
-    let own = etcd.get(key).await.expect("etcd").expect("registered").value;
-    let mut agent: serde_json::Value = serde_json::from_str(&own).expect("JSON");
-    for other in ["pg01/proxy", "pg01/supervise"] {
-        let entry = etcd.get(&format!("/agents/{other}")).await.expect("etcd").expect("registered");
-        let there: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
-        agent["api"] = there["api"].clone();
-        let put = Put { key: key.to_owned(), value: agent.to_string(), lease: 0 };
-        etcd.put_if(&[], &[put]).await.expect("etcd takes it");
-        let report = run(&etcd, options("one")).await;
-        assert_eq!(report.exit, Exit::Refused, "{report}");
-        let words = told(&report, "agent-address", Severity::Refuse);
-        let where_it_is = "where app01/proxy is registered; set api.token-file on every machine";
-        assert!(words.starts_with(other) && words.contains(where_it_is), "{words}");
-    }
-    assert!(cluster.changes().is_empty() && !is_locked(&etcd).await);
-    let put = Put { key: key.to_owned(), value: own, lease: 0 };
-    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
-    assert_eq!(run(&etcd, options("one")).await.exit, Exit::Done);
-}
-
-#[tokio::test]
-async fn a_view_that_cannot_be_read_and_an_agent_of_no_known_kind_refuse() {
-    let (_process, etcd, cluster) = start().await;
-    cluster.calls_itself("app01/proxy", "toaster");
-    let entry = etcd.get("/agents/app01/proxy").await.expect("etcd").expect("registered");
-    let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
-    let endpoints = vec![agent["api"].as_str().expect("an address").to_owned()];
-    let named = FailoverOptions { endpoints, dry_run: true, ..options("one") };
-    let words = told(&run(&etcd, named).await, "agent-kind", Severity::Refuse);
-    assert!(words.contains("`toaster`") && words.contains("failover.endpoints"), "{words}");
-    let put = Put { key: "/cluster".to_owned(), value: "nonsense".to_owned(), lease: 0 };
-    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
-    let report = run(&etcd, FailoverOptions { dry_run: true, ..options("one") }).await;
-    let words = told(&report, "no-primary", Severity::Refuse);
-    assert!(
-        words.contains("/cluster in etcd cannot be read") && words.contains("heals"),
-        "{words}"
-    );
 }

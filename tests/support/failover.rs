@@ -4,10 +4,10 @@ use std::{sync::Arc, time::Duration};
 
 use pgcm::{
     edge::etcd::Etcd,
-    model::attempt::LOCK,
+    model::{attempt::LOCK, finding::Severity},
     telemetry::log::discard,
     work::{
-        failover::{self, FailoverOptions, progress::Silent, report::Report},
+        failover::{self, FailoverOptions, check::Found, progress::Silent, report::Report},
         shutdown::Stop,
     },
 };
@@ -68,4 +68,13 @@ pub async fn start() -> (EtcdServer, Arc<Etcd>, Arc<FakeCluster>) {
 
 pub async fn is_locked(etcd: &Etcd) -> bool {
     etcd.get(LOCK).await.expect("etcd answers").is_some()
+}
+
+/// The words of the finding that `check` made.
+pub fn told(report: &Report, check: &str, severity: Severity) -> String {
+    let of = |found: &&Found| {
+        (found.finding.check.as_str(), found.finding.severity) == (check, severity)
+    };
+    let found = report.findings.iter().find(of);
+    found.unwrap_or_else(|| panic!("{check} in {report}")).finding.message.clone()
 }

@@ -1,0 +1,117 @@
+//! What a planned failover finds of its agents before it begins. A real etcd, and agents that can be
+//! told to err.
+
+mod support;
+
+use pgcm::{
+    edge::etcd::Put, exit::Exit, model::finding::Severity, work::failover::FailoverOptions,
+};
+use support::{
+    failover::{is_locked, options, run, start, told},
+    fake_cluster::Fault,
+};
+
+#[tokio::test]
+async fn an_expected_agent_that_is_not_registered_refuses() {
+    let (_process, etcd, _cluster) = start().await;
+    let expected_agents = vec!["app01/proxy".to_owned(), "app02/proxy".to_owned()];
+    let strict = FailoverOptions { expected_agents, ..options("one") };
+    let report = run(&etcd, strict.clone()).await;
+    assert_eq!(report.exit, Exit::Refused, "{report}");
+    let refused: Vec<&str> = report
+        .findings
+        .iter()
+        .filter(|found| found.refuses())
+        .map(|found| found.finding.message.split(' ').next().unwrap_or_default())
+        .collect();
+    assert_eq!(refused, ["app02/proxy"], "{report}");
+    // Two nodes: nobody else streams once the target is the primary.
+    assert!(report.findings.iter().any(|found| found.finding.check == "sync-after-move"));
+    let overrides = vec!["agent-expected".to_owned()];
+    let report = run(&etcd, FailoverOptions { overrides, ..strict }).await;
+    assert_eq!(report.exit, Exit::Done, "{report}");
+}
+
+#[tokio::test]
+async fn named_endpoints_are_asked_instead_of_registered_ones() {
+    let (_process, etcd, cluster) = start().await;
+    let mut endpoints = Vec::new();
+    for entry in etcd.get_prefix("/agents/").await.expect("etcd").entries {
+        let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
+        endpoints.push(agent["api"].as_str().expect("an address").to_owned());
+        let there = pgcm::edge::etcd::Expect::ModRevision(entry.mod_revision);
+        etcd.delete_if(&entry.key, there).await.expect("deleted");
+    }
+    let report = run(&etcd, FailoverOptions { endpoints, ..options("one") }).await;
+    assert_eq!((report.exit, cluster.primary().as_str()), (Exit::Done, "pg02"), "{report}");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_not_as_it_must_be_is_named_with_the_remedy() {
+    let (_process, etcd, cluster) = start().await;
+    let look = || run(&etcd, FailoverOptions { dry_run: true, ..options("one") });
+    for (call, check, remedy) in [
+        ("health", "agent-health", "start it again, or see its log"),
+        ("check", "agent-checks", "see its log"),
+        ("view", "primary-unsure", "wait until it knows"),
+    ] {
+        cluster.fault(&format!("pg01/supervise {call}"), Fault::Fail);
+        let words = told(&look().await, check, Severity::Refuse);
+        assert!(words.contains("pg01/supervise") && words.contains(remedy), "{words}");
+        cluster.heal();
+    }
+    cluster.sees("pg02/supervise", "pg02");
+    let words = told(&look().await, "primary-disagreement", Severity::Refuse);
+    let expected = "it sees pg02 as the primary, but pg01 is published; wait until they agree";
+    assert_eq!(words, expected);
+    cluster.heal();
+    cluster.is_of_version("app01/proxy", "9.9.9");
+    let words = told(&look().await, "versions", Severity::Warn);
+    assert!(words.contains("9.9.9") && words.contains("finish the upgrade"), "{words}");
+    cluster.heal();
+    assert_eq!(look().await.exit, Exit::Done);
+}
+
+#[tokio::test]
+async fn an_address_at_which_another_agent_answers_refuses() {
+    let (_process, etcd, cluster) = start().await;
+    let key = "/agents/app01/proxy";
+    let own = etcd.get(key).await.expect("etcd").expect("registered").value;
+    let mut agent: serde_json::Value = serde_json::from_str(&own).expect("JSON");
+    for other in ["pg01/proxy", "pg01/supervise"] {
+        let entry = etcd.get(&format!("/agents/{other}")).await.expect("etcd").expect("registered");
+        let there: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
+        agent["api"] = there["api"].clone();
+        let put = Put { key: key.to_owned(), value: agent.to_string(), lease: 0 };
+        etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+        let report = run(&etcd, options("one")).await;
+        assert_eq!(report.exit, Exit::Refused, "{report}");
+        let words = told(&report, "agent-address", Severity::Refuse);
+        let where_it_is = "where app01/proxy is registered; set api.token-file on every machine";
+        assert!(words.starts_with(other) && words.contains(where_it_is), "{words}");
+    }
+    assert!(cluster.changes().is_empty() && !is_locked(&etcd).await);
+    let put = Put { key: key.to_owned(), value: own, lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    assert_eq!(run(&etcd, options("one")).await.exit, Exit::Done);
+}
+
+#[tokio::test]
+async fn a_view_that_cannot_be_read_and_an_agent_of_no_known_kind_refuse() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.calls_itself("app01/proxy", "toaster");
+    let entry = etcd.get("/agents/app01/proxy").await.expect("etcd").expect("registered");
+    let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
+    let endpoints = vec![agent["api"].as_str().expect("an address").to_owned()];
+    let named = FailoverOptions { endpoints, dry_run: true, ..options("one") };
+    let words = told(&run(&etcd, named).await, "agent-kind", Severity::Refuse);
+    assert!(words.contains("`toaster`") && words.contains("failover.endpoints"), "{words}");
+    let put = Put { key: "/cluster".to_owned(), value: "nonsense".to_owned(), lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    let report = run(&etcd, FailoverOptions { dry_run: true, ..options("one") }).await;
+    let words = told(&report, "no-primary", Severity::Refuse);
+    assert!(
+        words.contains("/cluster in etcd cannot be read") && words.contains("heals"),
+        "{words}"
+    );
+}
