@@ -4,7 +4,10 @@
 mod support;
 
 use pgcm::{
-    edge::etcd::Put, exit::Exit, model::finding::Severity, work::failover::FailoverOptions,
+    edge::etcd::{Expect, Put},
+    exit::Exit,
+    model::finding::Severity,
+    work::failover::FailoverOptions,
 };
 use support::{
     failover::{is_locked, options, run, start, told},
@@ -33,13 +36,35 @@ async fn an_expected_agent_that_is_not_registered_refuses() {
 }
 
 #[tokio::test]
+async fn who_would_leave_clients_on_an_old_primary_is_never_overridden() {
+    let (_process, etcd, cluster) = start().await;
+    let overrides = vec!["proxy-missing".to_owned(), "no-proxy".to_owned()];
+    let bold = FailoverOptions { overrides, ..options("one") };
+    for (gone, check, words) in [
+        ("pg02/proxy", "proxy-missing", "no `pgcm proxy` of pg02 was found"),
+        ("app01/proxy", "proxy-missing", "no `pgcm proxy` of pg02 was found"),
+        ("pg01/proxy", "no-proxy", "no `pgcm proxy` with a PgBouncer was found"),
+    ] {
+        let entry = etcd.get(&format!("/agents/{gone}")).await.expect("etcd").expect("registered");
+        let there = Expect::ModRevision(entry.mod_revision);
+        etcd.delete_if(&entry.key, there).await.expect("deleted");
+        let report = run(&etcd, bold.clone()).await;
+        assert_eq!(report.exit, Exit::Refused, "{gone}: {report}");
+        let told = told(&report, check, Severity::Refuse);
+        assert!(told.starts_with(words), "{gone}: {told}");
+        assert!(!report.findings.iter().any(|found| found.overridden), "{gone}: {report}");
+    }
+    assert!(cluster.changes().is_empty() && !is_locked(&etcd).await);
+}
+
+#[tokio::test]
 async fn named_endpoints_are_asked_instead_of_registered_ones() {
     let (_process, etcd, cluster) = start().await;
     let mut endpoints = Vec::new();
     for entry in etcd.get_prefix("/agents/").await.expect("etcd").entries {
         let agent: serde_json::Value = serde_json::from_str(&entry.value).expect("JSON");
         endpoints.push(agent["api"].as_str().expect("an address").to_owned());
-        let there = pgcm::edge::etcd::Expect::ModRevision(entry.mod_revision);
+        let there = Expect::ModRevision(entry.mod_revision);
         etcd.delete_if(&entry.key, there).await.expect("deleted");
     }
     let report = run(&etcd, FailoverOptions { endpoints, ..options("one") }).await;

@@ -14,7 +14,7 @@ pub enum Severity {
 /// Checks that an operator may override by name: going on costs time, or errors that this operator
 /// accepts. Never one whose override could cost a commit, leave clients on an old primary or held,
 /// or ask for what cannot happen.
-pub const OVERRIDABLE: [&str; 13] = [
+pub const OVERRIDABLE: [&str; 12] = [
     "agent-expected",
     "archive",
     "client-limits",
@@ -24,7 +24,6 @@ pub const OVERRIDABLE: [&str; 13] = [
     "health",
     "lag",
     "logical-replication",
-    "no-proxy",
     "open-transactions",
     "session-pools",
     "walsenders",

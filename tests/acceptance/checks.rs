@@ -152,7 +152,11 @@ const AGENTS: &[Case] = &[
         provoke: "systemctl stop pgcm-proxy",
         put_back: "systemctl start pgcm-proxy",
         args: &[],
-        found: &[("no-proxy", "refuse", &["no `pgcm proxy` of OTHER was found", "start it there"])],
+        found: &[(
+            "proxy-missing",
+            "refuse",
+            &["no `pgcm proxy` of OTHER was found", "start it there"],
+        )],
     },
     Case {
         at: "EACH",

@@ -77,7 +77,7 @@ fn members(view: &ClusterView, agents: &[Arc<Agent>], findings: &mut Vec<Finding
                 "no `pgcm proxy` of {node} was found: its PgBouncer would be paused and resumed, but \
                  not follow the primary; start it there"
             );
-            findings.push(Finding::refuse("no-proxy", words));
+            findings.push(Finding::refuse("proxy-missing", words));
         }
     }
 }
