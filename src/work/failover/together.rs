@@ -58,8 +58,8 @@ fn rest(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
     let old = &view.primary.name;
     let rest = view.standbys.iter().any(|s| s.name != target && s.state == "streaming");
     let words = format!(
-        "no standby but {target} streams, so until {old} is back no commit is on two nodes; bring \
-         another standby up first if that matters"
+        "no standby but {target} streams, so until {old} is back each commit is on {target} alone, or \
+         waits where the resource has strict=true; bring another standby up first if that matters"
     );
     (!rest).then(|| Finding::warn("sync-after-move", words))
 }
