@@ -138,6 +138,34 @@ async fn what_would_make_the_shutdown_long_is_named_with_its_remedy() {
 }
 
 #[tokio::test]
+async fn an_archive_that_does_not_keep_up_warns_at_first_and_then_refuses() {
+    let settings = ["archive_mode=on", "archive_command=sleep 60"];
+    let server = start_postgres_with(directory(), &settings).await;
+    let checks = checks("pg01", &server, scene(HEALTHY, &[]));
+    let sql = connect(server.port, "postgres").await.expect("connected");
+    let fill = async |segments: usize| {
+        for _ in 0..segments {
+            // A segment to which nothing was written is not switched.
+            sql.batch_execute("SELECT pg_logical_emit_message(false, '', '')").await.expect("sent");
+            sql.batch_execute("SELECT pg_switch_wal()").await.expect("switched");
+        }
+    };
+    for (more, severity, words) in [
+        (2, Warn, "2 WAL segments wait for the archive, and a shutdown waits for them; see that"),
+        (18, Warn, "20 WAL segments wait for the archive"),
+        (
+            1,
+            Refuse,
+            "21 WAL segments wait for the archive, and a shutdown waits for them; wait until",
+        ),
+    ] {
+        fill(more).await;
+        let found = checks.findings(&terms("pg02")).await;
+        assert!(told(&found, "archive", severity, words), "{words}: {found:?}");
+    }
+}
+
+#[tokio::test]
 async fn a_transaction_older_than_the_pause_may_last_refuses_by_pid_user_and_query() {
     let server = start_postgres().await;
     let checks = checks("pg01", &server, scene(HEALTHY, &[]));
@@ -189,7 +217,11 @@ async fn a_file_system_that_is_nearly_full_refuses_on_the_primary_and_where_it_m
     // 256 MB in the container that tests run in, and a cluster needs some of that.
     let server = start_postgres_with(directory_in(Path::new("/dev/shm")), &[]).await;
     let words = "MB are free at /dev/shm/";
-    finds(&checks("pg01", &server, scene(HEALTHY, &[])), "disk-space", Refuse, words).await;
+    // The terms name pg02.
+    for node in ["pg01", "pg02"] {
+        let checks = checks(node, &server, scene(HEALTHY, &[]));
+        finds(&checks, "disk-space", Refuse, words).await;
+    }
     let elsewhere = checks("pg03", &server, scene(HEALTHY, &[]));
     finds(&elsewhere, "disk-space", Warn, words).await;
 }
