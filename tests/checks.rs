@@ -11,10 +11,12 @@ use std::{
 use nix::sys::signal::Signal;
 use pgcm::{
     edge::{
+        etcd::{Etcd, Put},
         pacemaker::{Pacemaker, PacemakerOptions},
         postgres::{Postgres, PostgresOptions},
     },
     model::{
+        cluster::{ClusterView, Primary, Standby},
         crm_mon::PacemakerView,
         finding::{
             Finding,
@@ -22,10 +24,13 @@ use pgcm::{
         },
         primary::LocalFacts,
     },
-    work::checks::{Terms, supervise::SuperviseChecks},
+    work::{
+        checks::{Terms, supervise::SuperviseChecks},
+        publish::CLUSTER,
+    },
 };
 use support::{
-    etcd::client,
+    etcd::{client, start_etcd},
     eventually,
     postgres::{Postgres as Server, connect, start_postgres, start_postgres_with, start_standby},
     process::{Process, directory, directory_in, postgres_binary},
@@ -52,8 +57,17 @@ fn scene(crm_mon: &str, constraints: &[&str]) -> Scene {
     })))
 }
 
-/// The checks of the supervise on `node`, whose Postgres is `server`.
+/// The checks of the supervise on `node`, whose Postgres is `server`, where no etcd answers.
 fn checks(node: &str, server: &Server, scene: Scene) -> SuperviseChecks<Scene> {
+    checks_with(client("http://127.0.0.1:1", "/postgres"), node, server, scene)
+}
+
+fn checks_with(
+    etcd: Arc<Etcd>,
+    node: &str,
+    server: &Server,
+    scene: Scene,
+) -> SuperviseChecks<Scene> {
     let options = PacemakerOptions { resource: "Postgresql".to_owned(), limit: LIMIT };
     let postgres = Postgres::new(PostgresOptions {
         socket_dir: server.socket_dir().to_owned(),
@@ -63,8 +77,7 @@ fn checks(node: &str, server: &Server, scene: Scene) -> SuperviseChecks<Scene> {
         query_timeout: LIMIT,
     });
     let pacemaker = Arc::new(Pacemaker::new(scene, options));
-    let nobody = client("http://127.0.0.1:1", "/postgres");
-    SuperviseChecks::new(node.to_owned(), pacemaker, Arc::new(postgres), nobody, Vec::new())
+    SuperviseChecks::new(node.to_owned(), pacemaker, Arc::new(postgres), etcd, Vec::new())
 }
 
 fn terms(target: &str) -> Terms {
@@ -224,6 +237,41 @@ async fn a_file_system_that_is_nearly_full_refuses_on_the_primary_and_where_it_m
     }
     let elsewhere = checks("pg03", &server, scene(HEALTHY, &[]));
     finds(&elsewhere, "disk-space", Warn, words).await;
+}
+
+#[tokio::test]
+async fn without_a_named_target_it_is_the_synchronous_standby_or_whoever_cannot_tell() {
+    // Too small a file system, as above: it refuses at the target, and warns elsewhere.
+    let server = start_postgres_with(directory_in(Path::new("/dev/shm")), &[]).await;
+    let process = start_etcd().await;
+    let etcd = process.client();
+    let standby = |name: &str, sync_state: &str| Standby {
+        name: name.to_owned(),
+        address: None,
+        state: "streaming".to_owned(),
+        sync_state: sync_state.to_owned(),
+        replay_lag_bytes: 0,
+    };
+    let address = "127.0.0.1".parse().expect("an address");
+    let view = ClusterView {
+        primary: Primary { name: "pg01".to_owned(), address, timeline: 1 },
+        standbys: vec![standby("pg02", "potential"), standby("pg03", "sync")],
+        quorum: true,
+        system_identifier: "7".to_owned(),
+        observed_at: String::new(),
+    };
+    let value = serde_json::to_string(&view).expect("JSON");
+    let put = Put { key: CLUSTER.to_owned(), value, lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    let nobody = client("http://127.0.0.1:1", "/postgres");
+    for (etcd, node, severity) in
+        [(&etcd, "pg03", Refuse), (&etcd, "pg02", Warn), (&nobody, "pg02", Refuse)]
+    {
+        let checks = checks_with(etcd.clone(), node, &server, scene(HEALTHY, &[]));
+        let open = Terms { target: None, ..terms("") };
+        let found = checks.findings(&open).await;
+        assert!(told(&found, "disk-space", severity, "MB are free at"), "{node}: {found:?}");
+    }
 }
 
 #[tokio::test]

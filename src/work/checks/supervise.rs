@@ -163,12 +163,13 @@ impl<R: Run> SuperviseChecks<R> {
         findings
     }
 
-    /// Whether the primary would move here.
+    /// Whether the primary would move here. It may, when etcd does not say: a check that refuses there
+    /// must not become a warning.
     async fn is_target(&self, terms: &Terms) -> bool {
         if let Some(target) = &terms.target {
             return *target == self.node;
         }
-        let published = self.etcd.get(CLUSTER).await.ok().flatten();
+        let Ok(published) = self.etcd.get(CLUSTER).await else { return true };
         published
             .and_then(|entry| serde_json::from_str::<ClusterView>(&entry.value).ok())
             .is_some_and(|view| {
