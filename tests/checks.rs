@@ -281,6 +281,9 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
     let failed = include_str!("data/crm_mon/failed-actions/pgcm-trixie.xml");
     let in_standby = include_str!("data/crm_mon/node-in-standby/pgcm-trixie.xml");
     let unfenced = HEALTHY.replace("stonith-enabled=\"true\"", "stonith-enabled=\"false\"");
+    let no_device = HEALTHY.replace("\"stonith:", "\"ocf:");
+    let failed_fencing = include_str!("data/crm_mon/standby-lost/pgcm-trixie.xml")
+        .replace("\"success\"", "\"failed\"");
     let left_alone = HEALTHY.replace("managed=\"true\"", "managed=\"false\"");
     let ban = "<rsc_location id=\"cli-ban-msPostgresql-on-pg02\" rsc=\"msPostgresql\"/>";
     for (crm_mon, constraint, check, severity, words) in [
@@ -289,6 +292,8 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
         (failed, "", "fail-count", Warn, "run: crm_resource --cleanup --node"),
         (in_standby, "", "nodes", Warn, "is in standby mode"),
         (&unfenced, "", "fencing", Warn, "a lost node may go on taking writes"),
+        (&no_device, "", "fencing", Warn, "no fencing device is started"),
+        (&failed_fencing, "", "fencing", Warn, "run: stonith_admin --cleanup --history pg03"),
         (HEALTHY, ban, "constraints", Refuse, "@id='cli-ban-msPostgresql-on-pg02'"),
     ] {
         let view = PacemakerView::parse(crm_mon, "Postgresql").expect("recorded");

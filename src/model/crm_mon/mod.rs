@@ -34,6 +34,8 @@ pub struct PacemakerView {
     pub maintenance: bool,
     /// Whether fencing is switched on.
     pub fencing: bool,
+    /// How many fencing devices are started somewhere. A watchdog without a device is none.
+    pub fencing_devices: usize,
     pub nodes: Vec<Node>,
     /// Id of the clone that the resource is in; `None` also while the resource is not listed yet.
     pub clone: Option<String>,

@@ -26,6 +26,7 @@ pub(super) fn view(text: &str, resource: &str) -> Result<PacemakerView, CrmMonEr
         dc: has_dc.then(|| controller.attribute("name").to_owned()),
         maintenance: options.is_some_and(|options| options.flag("maintenance-mode")),
         fencing: options.is_some_and(|options| options.flag("stonith-enabled")),
+        fencing_devices: fencing_devices(&root),
         nodes: nodes(&root),
         agent: copies
             .first()
@@ -164,6 +165,16 @@ fn role(name: &str) -> Role {
         "stopped" => Role::Stopped,
         _ => Role::Other(name.to_owned()),
     }
+}
+
+fn fencing_devices(root: &Element) -> usize {
+    let Some(resources) = root.child("resources") else { return 0 };
+    let is_started = |element: &&&Element| {
+        element.name == "resource"
+            && element.attribute("resource_agent").starts_with("stonith:")
+            && element.attribute("role").eq_ignore_ascii_case("started")
+    };
+    resources.descendants().iter().filter(is_started).count()
 }
 
 fn nodes(root: &Element) -> Vec<Node> {

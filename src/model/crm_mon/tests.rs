@@ -142,6 +142,9 @@ fn each_situation_leads_to_its_decision_on_every_release_and_agent() {
 fn a_healthy_cluster_is_read_in_full() {
     for (name, view) in views("healthy").into_iter().chain(views("legacy")) {
         assert!(view.quorum && view.fencing && !view.maintenance, "{name}");
+        // The playground has one for all nodes, the other clusters one for each.
+        let devices = if name.contains("/pgcm-") { 1 } else { 3 };
+        assert_eq!(view.fencing_devices, devices, "{name}");
         assert_eq!(view.nodes.len(), 3, "{name}");
         assert!(view.nodes.iter().all(|node| node.online && !node.unclean), "{name}");
         assert_eq!(view.clone.as_deref(), Some("msPostgresql"), "{name}");
@@ -150,6 +153,21 @@ fn a_healthy_cluster_is_read_in_full() {
         assert!(view.instances.iter().all(|instance| instance.managed), "{name}");
         assert!(view.bans.is_empty(), "{name}: bans of other resources are none of ours");
         assert_eq!(view.promoted_role_name(), "Promoted", "{name}");
+    }
+}
+
+#[test]
+fn a_fencing_device_counts_where_it_is_started_be_it_cloned_or_not() {
+    for (name, text) in recordings("healthy").into_iter().chain(recordings("legacy")) {
+        let devices =
+            |text: &str| PacemakerView::parse(text, "Postgresql").unwrap().fencing_devices;
+        let stopped = text.replace("role=\"Started\"", "role=\"Stopped\"");
+        assert_eq!(devices(&stopped), 0, "{name}");
+        let other = text.replace("\"stonith:", "\"ocf:");
+        assert_eq!(devices(&other), 0, "{name}");
+        let clone = text.replace("<resources>", "<resources><clone id=\"fence-everywhere\">");
+        let cloned = clone.replace("</resources>", "</clone></resources>");
+        assert_eq!(devices(&cloned), devices(&text), "{name}");
     }
 }
 

@@ -2,7 +2,11 @@
 
 use crate::{
     edge::pacemaker::PacemakerError,
-    model::{crm_mon::PacemakerView, finding::Finding, location::Location},
+    model::{
+        crm_mon::{FenceEvent, PacemakerView},
+        finding::Finding,
+        location::Location,
+    },
 };
 
 pub(super) fn roles(view: &PacemakerView) -> Vec<Finding> {
@@ -27,13 +31,7 @@ pub(super) fn roles(view: &PacemakerView) -> Vec<Finding> {
 
 pub(super) fn cluster(view: &PacemakerView) -> Vec<Finding> {
     let mut findings = Vec::new();
-    if !view.fencing {
-        findings.push(Finding::warn(
-            "fencing",
-            "fencing is off (stonith-enabled=false): a lost node may go on taking writes; configure a \
-             fencing device and run: crm_attribute --name stonith-enabled --update true",
-        ));
-    }
+    findings.extend(fencing(view));
     for node in view.nodes.iter().filter(|node| node.standby || !node.online) {
         let name = &node.name;
         let words = if node.online {
@@ -55,6 +53,31 @@ pub(super) fn cluster(view: &PacemakerView) -> Vec<Finding> {
         ));
     }
     findings
+}
+
+/// Whether a node that is lost would surely take no writes.
+fn fencing(view: &PacemakerView) -> Option<Finding> {
+    let words = if !view.fencing {
+        "fencing is off (stonith-enabled=false): a lost node may go on taking writes; configure a \
+         fencing device and run: crm_attribute --name stonith-enabled --update true"
+            .to_owned()
+    } else if view.fencing_devices == 0 {
+        "no fencing device is started: unless a watchdog alone fences, a lost node may stay in doubt, \
+         with nothing promoted in its place; configure a device, or look at: crm_mon -Afr -1"
+            .to_owned()
+    } else {
+        // One that is under way says nothing yet.
+        let last = view.fence_events.iter().find(|event| event.status != "pending")?;
+        if last.status != "failed" {
+            return None;
+        }
+        let FenceEvent { action, target, .. } = last;
+        format!(
+            "the last fencing failed ({action} of {target}), so the next may fail too; mend the device \
+             and run: stonith_admin --cleanup --history {target}"
+        )
+    };
+    Some(Finding::warn("fencing", words))
 }
 
 /// What Pacemaker was told to leave alone. It takes the constraint of a move there, and moves nothing.
@@ -189,6 +212,35 @@ mod tests {
         let (check, severity, words) = left_alone(&view);
         assert_eq!((check.as_str(), severity), ("nodes", Warn));
         assert!(words.ends_with("run: crm_attribute --node pg03 --name maintenance --delete"));
+    }
+
+    #[test]
+    fn fencing_that_is_off_without_a_device_or_has_failed_last_warns() {
+        assert_eq!(fencing(&edited(|_| {})), None);
+        let event = |status: &str| FenceEvent {
+            target: "pg03".to_owned(),
+            action: "off".to_owned(),
+            status: status.to_owned(),
+        };
+        let after = |events: &[&str]| {
+            let events = events.iter().map(|status| event(status)).collect();
+            fencing(&edited(|view| view.fence_events = events))
+        };
+        for quiet in [&["success", "failed"][..], &["pending", "success"], &["pending"]] {
+            assert_eq!(after(quiet), None, "{quiet:?}");
+        }
+        let off = fencing(&edited(|view| (view.fencing, view.fencing_devices) = (false, 0)));
+        let none = fencing(&edited(|view| view.fencing_devices = 0));
+        for (found, words) in [
+            (off, "run: crm_attribute --name stonith-enabled --update true"),
+            (none, "no fencing device is started"),
+            (after(&["failed", "success"]), "run: stonith_admin --cleanup --history pg03"),
+            (after(&["pending", "failed"]), "the last fencing failed (off of pg03)"),
+        ] {
+            let finding = found.expect(words);
+            assert_eq!((finding.check.as_str(), finding.severity), ("fencing", Warn));
+            assert!(finding.message.contains(words), "{}", finding.message);
+        }
     }
 
     #[test]
