@@ -103,8 +103,8 @@ pub struct Failover {
     /// Go on although this check refuses; may be given several times. Logged, and kept in the history
     ///
     /// These can be overridden: agent-expected, archive, client-limits, constraints, delay,
-    /// disk-space, health, lag, logical-replication, open-transactions, session-pools, walsenders.
-    /// Never one whose override could lose a commit or leave clients behind.
+    /// disk-space, health, lag, logical-replication, logical-slots, open-transactions,
+    /// session-pools, walsenders. Never one whose override could lose a commit or leave clients behind.
     #[arg(long = "override", value_name = "CHECK")]
     pub overrides: Vec<String>,
 

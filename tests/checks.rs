@@ -226,6 +226,51 @@ async fn a_standby_that_would_be_promoted_slowly_refuses_where_the_primary_moves
 }
 
 #[tokio::test]
+async fn a_slot_that_does_not_survive_is_told_and_a_copy_counts_once_it_is_whole() {
+    let primary = start_postgres_with(directory(), &["wal_level=logical"]).await;
+    let sql = connect(primary.port, "postgres").await.expect("connected");
+    sql.batch_execute("SELECT pg_create_physical_replication_slot('pg02')").await.expect("made");
+    // The standby gets them with its copy of the data directory.
+    for setting in ["wal_level = logical", "primary_slot_name = pg02", "hot_standby_feedback = on"]
+    {
+        sql.batch_execute(&format!("ALTER SYSTEM SET {setting}")).await.expect("set");
+    }
+    let standby = start_standby(&primary, "pg02").await;
+    let there = connect(standby.port, "postgres").await.expect("connected");
+    let source = format!("host=127.0.0.1 port={} user=postgres dbname=postgres", primary.port);
+    let follow = format!("ALTER SYSTEM SET primary_conninfo = '{source}'");
+    there.batch_execute(&follow).await.expect("set");
+    there.batch_execute("SELECT pg_reload_conf()").await.expect("reloaded");
+    let on_primary = checks("pg01", &primary, scene(HEALTHY, &[]));
+    let on_standby = checks("pg02", &standby, scene(HEALTHY, &[]));
+    let make =
+        "SELECT pg_create_logical_replication_slot('cdc', 'test_decoding', failover => true)";
+    sql.batch_execute(make).await.expect("made");
+    let found = on_primary.findings(&terms("pg02")).await;
+    assert!(!found.iter().any(|finding| finding.check == "logical-slots"), "{found:?}");
+    assert_eq!(on_primary.failover_slots().await, ["cdc"]);
+    assert!(on_standby.failover_slots().await.is_empty());
+    // A copy is whole once a consumer has moved the slot beyond what the standby reserved.
+    eventually(SOON, "the standby has a whole copy", || async {
+        sql.batch_execute("SELECT pg_log_standby_snapshot()").await.expect("logged");
+        let advance = "SELECT pg_replication_slot_advance('cdc', pg_current_wal_lsn())";
+        sql.batch_execute(advance).await.expect("moved");
+        let _ = there.batch_execute("SELECT pg_sync_replication_slots()").await;
+        on_standby.failover_slots().await == ["cdc"]
+    })
+    .await;
+    let make = "SELECT pg_create_logical_replication_slot('feed', 'test_decoding')";
+    sql.batch_execute(make).await.expect("made");
+    finds(&on_primary, "logical-slots", Warn, "the logical slots feed: their subscribers").await;
+    assert_eq!(on_primary.failover_slots().await, ["cdc"]);
+    // One that nobody can come back for is not told.
+    let make = "SELECT pg_create_logical_replication_slot('brief', 'test_decoding', true)";
+    sql.batch_execute(make).await.expect("made");
+    let found = on_primary.findings(&terms("pg02")).await;
+    assert!(!found.iter().any(|finding| finding.message.contains("brief")), "{found:?}");
+}
+
+#[tokio::test]
 async fn a_file_system_that_is_nearly_full_refuses_on_the_primary_and_where_it_moves_to() {
     // 256 MB in the container that tests run in, and a cluster needs some of that.
     let server = start_postgres_with(directory_in(Path::new("/dev/shm")), &[]).await;

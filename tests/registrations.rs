@@ -60,6 +60,22 @@ async fn who_would_leave_clients_on_an_old_primary_is_never_overridden() {
 }
 
 #[tokio::test]
+async fn a_failover_slot_without_a_usable_copy_on_the_target_refuses() {
+    let (_process, etcd, cluster) = start().await;
+    cluster.has_slots("pg01/supervise", &["cdc", "feed"]);
+    cluster.has_slots("pg02/supervise", &["feed"]);
+    let report = run(&etcd, options("one")).await;
+    assert_eq!(report.exit, Exit::Refused, "{report}");
+    let words = told(&report, "logical-slots", Severity::Refuse);
+    assert!(words.starts_with("pg02 has no usable copy of the failover slots cdc ("), "{words}");
+    let overrides = vec!["logical-slots".to_owned()];
+    let bold = FailoverOptions { overrides, dry_run: true, ..options("one") };
+    assert_eq!(run(&etcd, bold).await.exit, Exit::Done);
+    cluster.has_slots("pg02/supervise", &["feed", "cdc", "left-over"]);
+    assert_eq!(run(&etcd, options("one")).await.exit, Exit::Done);
+}
+
+#[tokio::test]
 async fn named_endpoints_are_asked_instead_of_registered_ones() {
     let (_process, etcd, cluster) = start().await;
     let mut endpoints = Vec::new();

@@ -3,6 +3,7 @@
 //! A connection is kept between queries and thrown away after any failure: after a limit has passed
 //! nobody knows what is still under way on it.
 
+mod logical_slots;
 mod walsenders;
 
 use std::{
@@ -15,7 +16,7 @@ use std::{
 use tokio::time::timeout;
 use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
-pub use self::walsenders::Walsender;
+pub use self::{logical_slots::LogicalSlot, walsenders::Walsender};
 use crate::model::{
     cluster::Standby, console::Backend, primary::LocalFacts, terminated::Terminated,
 };

@@ -14,7 +14,7 @@ pub enum Severity {
 /// Checks that an operator may override by name: going on costs time, or errors that this operator
 /// accepts. Never one whose override could cost a commit, leave clients on an old primary or held,
 /// or ask for what cannot happen.
-pub const OVERRIDABLE: [&str; 12] = [
+pub const OVERRIDABLE: [&str; 13] = [
     "agent-expected",
     "archive",
     "client-limits",
@@ -24,6 +24,7 @@ pub const OVERRIDABLE: [&str; 12] = [
     "health",
     "lag",
     "logical-replication",
+    "logical-slots",
     "open-transactions",
     "session-pools",
     "walsenders",

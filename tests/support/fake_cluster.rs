@@ -53,6 +53,8 @@ struct State {
     faults: HashMap<String, Fault>,
     /// By agent: what its checks find.
     findings: HashMap<String, pb::Finding>,
+    /// By agent: the logical failover slots that it tells of.
+    slots: HashMap<String, Vec<String>>,
     /// Host to the expiry of its pause.
     paused: HashMap<String, Instant>,
     followed: HashMap<String, String>,
@@ -102,6 +104,12 @@ impl FakeCluster {
             message: "told to refuse".to_owned(),
         };
         self.lock().findings.insert(agent.to_owned(), finding);
+    }
+
+    /// From now on `agent` tells of these logical failover slots.
+    pub fn has_slots(&self, agent: &str, slots: &[&str]) {
+        let slots = slots.iter().map(|&slot| slot.to_owned()).collect();
+        self.lock().slots.insert(agent.to_owned(), slots);
     }
 
     /// From now on `agent` says that it is of another version.
@@ -334,8 +342,10 @@ impl pb::agent_server::Agent for FakeAgent {
 
     async fn check(&self, _: Request<pb::CheckRequest>) -> Answer<pb::CheckResponse> {
         self.answer("check", || async {
-            let found = self.cluster.lock().findings.get(&self.name()).cloned();
-            Ok(pb::CheckResponse { findings: found.into_iter().collect() })
+            let (state, name) = (self.cluster.lock(), self.name());
+            let failover_slots = state.slots.get(&name).cloned().unwrap_or_default();
+            let findings = state.findings.get(&name).cloned().into_iter().collect();
+            Ok(pb::CheckResponse { findings, failover_slots })
         })
         .await
     }

@@ -92,11 +92,10 @@ impl Peer {
         &self,
         request: pb::CheckRequest,
         limit: Duration,
-    ) -> Result<Vec<pb::Finding>, PeerError> {
+    ) -> Result<pb::CheckResponse, PeerError> {
         let request = self.request(request);
         let mut client = self.client.clone();
-        let answer = self.within("run its checks", limit, client.check(request)).await?;
-        Ok(answer.findings)
+        self.within("run its checks", limit, client.check(request)).await
     }
 
     /// The agent's view as JSON.

@@ -57,6 +57,8 @@ pub struct ApiOptions {
 #[tonic::async_trait]
 pub trait Checks: Send + Sync {
     async fn findings(&self, terms: &Terms) -> Vec<Finding>;
+    /// Logical failover slots that subscribers find here after a move.
+    async fn failover_slots(&self) -> Vec<String>;
     async fn health(&self) -> Health;
 }
 
@@ -64,6 +66,10 @@ pub trait Checks: Send + Sync {
 impl Checks for SuperviseChecks {
     async fn findings(&self, terms: &Terms) -> Vec<Finding> {
         SuperviseChecks::findings(self, terms).await
+    }
+
+    async fn failover_slots(&self) -> Vec<String> {
+        SuperviseChecks::failover_slots(self).await
     }
 
     async fn health(&self) -> Health {
@@ -75,6 +81,10 @@ impl Checks for SuperviseChecks {
 impl Checks for ProxyChecks {
     async fn findings(&self, terms: &Terms) -> Vec<Finding> {
         ProxyChecks::findings(self, terms).await
+    }
+
+    async fn failover_slots(&self) -> Vec<String> {
+        Vec::new()
     }
 
     async fn health(&self) -> Health {

@@ -126,10 +126,11 @@ impl pb::agent_server::Agent for Api {
         let target = argument::target("target", &body.target, view.as_ref())?;
         let terms = Terms { pause_timeout, pause_expiry, target };
         let checks = self.parts.checks.clone();
-        let work = async move { Ok(checks.findings(&terms).await) };
-        let found = answer::to_the_end(LIMIT, work).await?;
+        let work =
+            async move { Ok(tokio::join!(checks.findings(&terms), checks.failover_slots())) };
+        let (found, failover_slots) = answer::to_the_end(LIMIT, work).await?;
         let findings = found.into_iter().map(answer::finding).collect();
-        Ok(Response::new(pb::CheckResponse { findings }))
+        Ok(Response::new(pb::CheckResponse { findings, failover_slots }))
     }
 
     async fn pause(&self, request: Request<pb::PauseRequest>) -> Answer<pb::PauseResponse> {

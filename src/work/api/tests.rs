@@ -34,6 +34,10 @@ impl Checks for NothingFound {
         Vec::new()
     }
 
+    async fn failover_slots(&self) -> Vec<String> {
+        Vec::new()
+    }
+
     async fn health(&self) -> Health {
         Health::default()
     }

@@ -7,7 +7,7 @@ use super::Terms;
 use crate::{
     edge::{
         disk::Space,
-        postgres::{Burdens, Delays, OpenTransaction, Walsender},
+        postgres::{Burdens, Delays, LogicalSlot, OpenTransaction, Walsender},
     },
     model::{crm_mon::PacemakerView, finding::Finding, primary::LocalFacts, successor},
 };
@@ -159,6 +159,28 @@ pub(super) fn walsenders(view: &PacemakerView, all: &[Walsender]) -> Vec<Finding
     others.map(judge).collect()
 }
 
+/// Slots of the primary that its successor will not have. Whether it has those that it may copy, only
+/// both nodes together show.
+pub(super) fn logical_slots(slots: &[LogicalSlot]) -> Option<Finding> {
+    let left: Vec<_> = slots.iter().filter(|slot| slot.failover != Some(true)).collect();
+    let remedy = if left.first()?.failover.is_none() {
+        "before Postgres 17 no slot survives a move; drop those that nobody needs"
+    } else {
+        "make them failover slots (ALTER SUBSCRIPTION NAME SET (failover = true)), or drop those that \
+         nobody needs"
+    };
+    let name = |slot: &&LogicalSlot| {
+        let in_use = if slot.active { " (in use)" } else { "" };
+        format!("{}{in_use}", slot.name)
+    };
+    let words = format!(
+        "the new primary will not have the logical slots {}: their subscribers must be set up anew; \
+         {remedy}",
+        left.iter().map(name).collect::<Vec<_>>().join(", ")
+    );
+    Some(Finding::warn("logical-slots", words))
+}
+
 /// Whether the file system of `place` has room. It decides only where the primary is or moves to.
 pub(super) fn disk(node: &str, place: &Path, space: Space, is_needed: bool) -> Option<Finding> {
     let Space { free_bytes, total_bytes } = space;
@@ -246,6 +268,29 @@ mod tests {
             let found = found.first().map(|finding| (finding.check.as_str(), finding.severity));
             assert_eq!(found, expected, "{one:?}");
         }
+    }
+
+    #[test]
+    fn slots_that_the_new_primary_will_not_have_are_told_by_what_the_version_can() {
+        let slot = |name: &str, failover| LogicalSlot {
+            name: name.to_owned(),
+            active: name == "busy",
+            failover,
+            usable: true,
+        };
+        let of = |slots: &[LogicalSlot]| logical_slots(slots).map(|finding| finding.message);
+        assert_eq!(of(&[]), None);
+        assert_eq!(of(&[slot("safe", Some(true))]), None);
+        let told =
+            of(&[slot("safe", Some(true)), slot("busy", Some(false)), slot("idle", Some(false))]);
+        let told = told.expect("a finding");
+        assert!(
+            told.contains("the logical slots busy (in use), idle: their subscribers"),
+            "{told}"
+        );
+        assert!(told.contains("SET (failover = true)"), "{told}");
+        let told = of(&[slot("idle", None)]).expect("a finding");
+        assert!(told.contains("before Postgres 17 no slot survives a move"), "{told}");
     }
 
     #[test]

@@ -14,7 +14,7 @@ use crate::{
         failure_note::{self, STATE_DIR},
         pacemaker::{Pacemaker, PacemakerError},
         pgbouncer::Console,
-        postgres::{LocalPostgres, Postgres, PostgresError},
+        postgres::{LocalPostgres, LogicalSlot, Postgres, PostgresError},
     },
     error::chain,
     model::{
@@ -93,15 +93,20 @@ impl<R: Run> SuperviseChecks<R> {
     ) -> Vec<Finding> {
         let mut findings = judge::target(view, &self.node, facts, terms);
         let age = TRANSACTION_AGE.min(terms.pause_timeout);
-        let (open, burdens, walsenders, disk) = tokio::join!(
+        let (open, burdens, walsenders, slots, disk) = tokio::join!(
             self.postgres.open_transactions(age),
             self.postgres.burdens(),
             self.postgres.walsenders(),
+            self.postgres.logical_slots(),
             self.disk(true)
         );
         findings.extend(disk);
         match walsenders {
             Ok(walsenders) => findings.extend(judge::walsenders(view, &walsenders)),
+            Err(error) => findings.push(self.silent(&error)),
+        }
+        match slots {
+            Ok(slots) => findings.extend(judge::logical_slots(&slots)),
             Err(error) => findings.push(self.silent(&error)),
         }
         match open {
@@ -113,6 +118,13 @@ impl<R: Run> SuperviseChecks<R> {
             Err(error) => findings.push(self.silent(&error)),
         }
         findings
+    }
+
+    /// Logical failover slots that subscribers find here after a move; none where Postgres does not
+    /// say, which [`Self::findings`] tells.
+    pub async fn failover_slots(&self) -> Vec<String> {
+        let slots = self.postgres.logical_slots().await.unwrap_or_default();
+        slots.into_iter().filter(LogicalSlot::is_carried).map(|slot| slot.name).collect()
     }
 
     /// What a standby knows better than the primary: whether it would be promoted quickly.

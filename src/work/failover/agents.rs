@@ -20,6 +20,8 @@ pub struct Agent {
     pub pauses: bool,
     /// Whether it can show that its PgBouncers follow an address.
     pub follows: bool,
+    /// Logical failover slots that subscribers find there after a move.
+    pub failover_slots: Vec<String>,
     pub peer: Peer,
 }
 
@@ -125,6 +127,7 @@ mod tests {
             version: String::new(),
             pauses,
             follows: pauses,
+            failover_slots: Vec::new(),
             peer: Peer::new(host, "127.0.0.1:1", &options).expect("an address"),
         })
     }

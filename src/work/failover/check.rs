@@ -64,7 +64,7 @@ fn lock_finding(taken: &str, waits: Duration) -> Finding {
 struct Asked {
     name: String,
     health: Result<pb::HealthResponse, PeerError>,
-    findings: Result<Vec<pb::Finding>, PeerError>,
+    checked: Result<pb::CheckResponse, PeerError>,
     view: Result<String, PeerError>,
     candidate: Candidate,
 }
@@ -212,12 +212,12 @@ async fn ask(
     limit: Duration,
 ) -> Asked {
     let peer = &candidate.peer;
-    let (health, findings, view) = tokio::join!(
+    let (health, checked, view) = tokio::join!(
         peer.health(limit),
         peer.check(terms, limit),
         caught_up_view(peer, published.as_deref(), limit)
     );
-    Asked { name: peer.name().to_owned(), health, findings, view, candidate }
+    Asked { name: peer.name().to_owned(), health, checked, view, candidate }
 }
 
 /// The view of an agent that may still be about to see the last change of the primary; all tries
@@ -277,17 +277,16 @@ fn judge_agent(
             _ => tell(Finding::refuse("health", words)),
         }
     }
-    match asked.findings {
-        Ok(list) => list.into_iter().for_each(|finding| {
-            tell(match finding.severity() {
-                pb::finding::Severity::Warn => Finding::warn(&finding.check, finding.message),
-                _ => Finding::refuse(&finding.check, finding.message),
-            });
-        }),
-        Err(error) => {
-            let words = format!("{error}; see its log, and whether all agents are of one version");
-            tell(Finding::refuse("agent-checks", words));
-        }
+    let checked = asked.checked.unwrap_or_else(|error| {
+        let words = format!("{error}; see its log, and whether all agents are of one version");
+        tell(Finding::refuse("agent-checks", words));
+        pb::CheckResponse::default()
+    });
+    for finding in checked.findings {
+        tell(match finding.severity() {
+            pb::finding::Severity::Warn => Finding::warn(&finding.check, finding.message),
+            _ => Finding::refuse(&finding.check, finding.message),
+        });
     }
     let kind = match health.kind.as_str() {
         "supervise" => AgentKind::Supervise,
@@ -312,6 +311,7 @@ fn judge_agent(
         version: health.version,
         pauses: health.pauses,
         follows: health.follows,
+        failover_slots: checked.failover_slots,
         peer: asked.candidate.peer,
     })
 }

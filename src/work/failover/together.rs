@@ -32,6 +32,7 @@ pub(super) fn judge(
             members(view, agents, &mut findings);
             findings.extend(target(options, view));
             findings.extend(rest(options, view));
+            findings.extend(slots(options, view, agents));
         }
         Err(finding) => findings.push(finding.clone()),
     }
@@ -62,6 +63,26 @@ fn rest(options: &FailoverOptions, view: &ClusterView) -> Option<Finding> {
          waits where the resource has strict=true; bring another standby up first if that matters"
     );
     (!rest).then(|| Finding::warn("sync-after-move", words))
+}
+
+/// Whether subscribers of the primary go on at the target with the slots that shall survive a move.
+fn slots(options: &FailoverOptions, view: &ClusterView, agents: &[Arc<Agent>]) -> Option<Finding> {
+    let target = expected(options, view)?;
+    let of = |host: &str| {
+        let found = |agent: &&Arc<Agent>| agent.kind == AgentKind::Supervise && agent.host == host;
+        agents.iter().find(found).map(|agent| &agent.failover_slots)
+    };
+    // Who has no supervise is told of already.
+    let (wanted, there) = (of(&view.primary.name)?, of(&target)?);
+    let missing: Vec<&str> =
+        wanted.iter().filter(|name| !there.contains(name)).map(String::as_str).collect();
+    let words = format!(
+        "{target} has no usable copy of the failover slots {} (synced and not temporary in \
+         pg_replication_slots), so their subscribers would have to be set up anew; wait until their \
+         consumers have moved them, or see that standbys copy slots (sync_logical_slots=true)",
+        missing.join(", ")
+    );
+    (!missing.is_empty()).then(|| Finding::refuse("logical-slots", words))
 }
 
 /// Whether each node of the cluster has its supervise, and its PgBouncer somebody who has it follow.
