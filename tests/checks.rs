@@ -284,6 +284,37 @@ async fn a_file_system_that_is_nearly_full_refuses_on_the_primary_and_where_it_m
     finds(&elsewhere, "disk-space", Warn, words).await;
 }
 
+async fn publish(etcd: &Etcd, primary: &str, standbys: Vec<Standby>) {
+    let address = "127.0.0.1".parse().expect("an address");
+    let view = ClusterView {
+        primary: Primary { name: primary.to_owned(), address, timeline: 1 },
+        standbys,
+        quorum: true,
+        system_identifier: "7".to_owned(),
+        observed_at: String::new(),
+    };
+    let value = serde_json::to_string(&view).expect("JSON");
+    let put = Put { key: CLUSTER.to_owned(), value, lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+}
+
+#[tokio::test]
+async fn another_primary_than_the_published_one_refuses() {
+    let server = start_postgres().await;
+    let process = start_etcd().await;
+    let etcd = process.client();
+    for node in ["pg01", "pg02"] {
+        let checks = checks_with(etcd.clone(), node, &server, scene(HEALTHY, &[]));
+        publish(&etcd, "pg03", Vec::new()).await;
+        let found = checks.findings(&terms("pg02")).await;
+        let words = "Pacemaker has promoted pg01, but pg03 is published";
+        assert!(told(&found, "primary-disagreement", Refuse, words), "{node}: {found:?}");
+        publish(&etcd, "pg01", Vec::new()).await;
+        let found = checks.findings(&terms("pg02")).await;
+        assert!(!found.iter().any(|one| one.check == "primary-disagreement"), "{node}: {found:?}");
+    }
+}
+
 #[tokio::test]
 async fn without_a_named_target_it_is_the_synchronous_standby_or_whoever_cannot_tell() {
     // Too small a file system, as above: it refuses at the target, and warns elsewhere.
@@ -297,17 +328,7 @@ async fn without_a_named_target_it_is_the_synchronous_standby_or_whoever_cannot_
         sync_state: sync_state.to_owned(),
         replay_lag_bytes: 0,
     };
-    let address = "127.0.0.1".parse().expect("an address");
-    let view = ClusterView {
-        primary: Primary { name: "pg01".to_owned(), address, timeline: 1 },
-        standbys: vec![standby("pg02", "potential"), standby("pg03", "sync")],
-        quorum: true,
-        system_identifier: "7".to_owned(),
-        observed_at: String::new(),
-    };
-    let value = serde_json::to_string(&view).expect("JSON");
-    let put = Put { key: CLUSTER.to_owned(), value, lease: 0 };
-    etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    publish(&etcd, "pg01", vec![standby("pg02", "potential"), standby("pg03", "sync")]).await;
     let nobody = client("http://127.0.0.1:1", "/postgres");
     for (etcd, node, severity) in
         [(&etcd, "pg03", Refuse), (&etcd, "pg02", Warn), (&nobody, "pg02", Refuse)]

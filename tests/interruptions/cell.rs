@@ -35,7 +35,7 @@ const OUTLASTS: Duration = Duration::from_secs(1);
 /// How often a failover is begun that ends before it is interrupted.
 const TRIES: u32 = 3;
 /// What a coordinator without its lock may still ask: who is primary, and to let clients go.
-const HARMLESS: [&str; 7] = ["health", "check", "view", "blockers", "settle", "follow", "resume"];
+const HARMLESS: [&str; 6] = ["health", "check", "blockers", "settle", "follow", "resume"];
 
 /// Interrupts a failover on `stage` and says what is not as it must be.
 ///

@@ -173,5 +173,4 @@ relayed! {
     migrate: MigrateRequest -> MigrateResponse,
     settle: SettleRequest -> MigrateResponse,
     unmigrate: UnmigrateRequest -> UnmigrateResponse,
-    view: ViewRequest -> ViewResponse,
 }

@@ -62,7 +62,6 @@ struct State {
     /// for the primary.
     versions: HashMap<String, String>,
     kinds: HashMap<String, String>,
-    sees: HashMap<String, String>,
     constraint: bool,
 }
 
@@ -122,11 +121,6 @@ impl FakeCluster {
         self.lock().kinds.insert(agent.to_owned(), kind.to_owned());
     }
 
-    /// From now on `agent` takes `primary` for the primary.
-    pub fn sees(&self, agent: &str, primary: &str) {
-        self.lock().sees.insert(agent.to_owned(), primary.to_owned());
-    }
-
     pub fn allow(&self) {
         self.lock().findings.clear();
     }
@@ -136,7 +130,6 @@ impl FakeCluster {
         state.faults.clear();
         state.versions.clear();
         state.kinds.clear();
-        state.sees.clear();
     }
 
     pub fn calls(&self) -> Vec<String> {
@@ -429,18 +422,6 @@ impl pb::agent_server::Agent for FakeAgent {
         self.answer("unmigrate", || async {
             let removed = std::mem::take(&mut self.cluster.lock().constraint);
             Ok(pb::UnmigrateResponse { removed })
-        })
-        .await
-    }
-
-    async fn view(&self, _: Request<pb::ViewRequest>) -> Answer<pb::ViewResponse> {
-        self.answer("view", || async {
-            let mut view = self.cluster.view();
-            if let Some(other) = self.cluster.lock().sees.get(&self.name()) {
-                other.clone_into(&mut view.primary.name);
-            }
-            let cluster_json = serde_json::to_string(&view).expect("JSON");
-            Ok(pb::ViewResponse { cluster_json })
         })
         .await
     }

@@ -98,13 +98,6 @@ impl Peer {
         self.within("run its checks", limit, client.check(request)).await
     }
 
-    /// The agent's view as JSON.
-    pub async fn view(&self, limit: Duration) -> Result<String, PeerError> {
-        let request = self.request(pb::ViewRequest {});
-        let mut client = self.client.clone();
-        Ok(self.within("show the cluster", limit, client.view(request)).await?.cluster_json)
-    }
-
     /// Holds clients; returns how many PgBouncers do.
     pub async fn pause(
         &self,

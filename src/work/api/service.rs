@@ -253,12 +253,4 @@ impl pb::agent_server::Agent for Api {
         })
         .await
     }
-
-    async fn view(&self, _: Request<pb::ViewRequest>) -> Answer<pb::ViewResponse> {
-        let _permit = permit(&self.questions)?;
-        let view = self.latest_view().ok_or_else(|| answer::no_part("view of the cluster now"))?;
-        let cluster_json = serde_json::to_string(&view)
-            .map_err(|error| Status::internal(format!("the view cannot be shown: {error}")))?;
-        Ok(Response::new(pb::ViewResponse { cluster_json }))
-    }
 }

@@ -142,8 +142,6 @@ async fn questions_need_no_token() {
     let health = peer.health(LIMIT).await.expect("health");
     assert_eq!((health.host.as_str(), health.kind.as_str()), ("pg01", "proxy"));
     assert_eq!((health.pauses, health.version.as_str()), (false, env!("CARGO_PKG_VERSION")));
-    let seen: ClusterView = serde_json::from_str(&peer.view(LIMIT).await.expect("view")).unwrap();
-    assert_eq!(seen, view());
     let terms =
         pb::CheckRequest { pause_timeout_ms: 1, pause_expiry_ms: 2, target: "pg02".to_owned() };
     peer.check(terms, LIMIT).await.expect("checks");

@@ -29,6 +29,17 @@ pub(super) fn roles(view: &PacemakerView) -> Vec<Finding> {
     findings
 }
 
+/// Whether Pacemaker and `published` name the same primary: who is asked to move it would refuse otherwise, with
+/// clients held already.
+pub(super) fn agreement(view: &PacemakerView, published: &str) -> Option<Finding> {
+    let [promoted] = view.promoted()[..] else { return None };
+    let words = format!(
+        "Pacemaker has promoted {promoted}, but {published} is published; wait until they agree, or see the \
+         log of `pgcm supervise` on {promoted}"
+    );
+    (promoted != published).then(|| Finding::refuse("primary-disagreement", words))
+}
+
 pub(super) fn cluster(view: &PacemakerView) -> Vec<Finding> {
     let mut findings = Vec::new();
     findings.extend(fencing(view));

@@ -10,7 +10,7 @@ use crate::{
     edge::{
         command::{Processes, Run},
         disk,
-        etcd::Etcd,
+        etcd::{Etcd, EtcdError},
         failure_note::{self, STATE_DIR},
         pacemaker::{Pacemaker, PacemakerError},
         pgbouncer::Console,
@@ -81,6 +81,10 @@ impl<R: Run> SuperviseChecks<R> {
             }
             [_] => findings = self.standby(facts.as_ref(), terms).await,
             _ => {}
+        }
+        // Without an answer there is no failover at all.
+        if let Ok(Some(published)) = self.published().await {
+            findings.extend(pacemaker::agreement(&view, &published.primary.name));
         }
         findings
     }
@@ -181,12 +185,15 @@ impl<R: Run> SuperviseChecks<R> {
         if let Some(target) = &terms.target {
             return *target == self.node;
         }
-        let Ok(published) = self.etcd.get(CLUSTER).await else { return true };
-        published
-            .and_then(|entry| serde_json::from_str::<ClusterView>(&entry.value).ok())
-            .is_some_and(|view| {
-                view.synchronous_standby().is_some_and(|standby| standby.name == self.node)
-            })
+        let Ok(published) = self.published().await else { return true };
+        published.is_some_and(|view| {
+            view.synchronous_standby().is_some_and(|standby| standby.name == self.node)
+        })
+    }
+
+    async fn published(&self) -> Result<Option<ClusterView>, EtcdError> {
+        let entry = self.etcd.get(CLUSTER).await?;
+        Ok(entry.and_then(|entry| serde_json::from_str(&entry.value).ok()))
     }
 
     fn silent(&self, error: &PostgresError) -> Finding {

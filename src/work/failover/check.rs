@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tokio::{task::JoinSet, time::Instant};
+use tokio::task::JoinSet;
 
 use super::{
     Failover,
@@ -13,7 +13,7 @@ use super::{
     together,
 };
 use crate::{
-    edge::peer::{Peer, PeerError, pb},
+    edge::peer::{PeerError, pb},
     error::chain,
     model::{
         cluster::ClusterView,
@@ -21,9 +21,6 @@ use crate::{
         registration::{AgentKind, Registration},
     },
 };
-
-/// A supervise that nothing woke sees a new primary at its next poll; this long it may take.
-const CATCH_UP: Duration = Duration::from_secs(3);
 
 /// The check whose refusal time may cure.
 pub const OPEN_TRANSACTIONS: &str = "open-transactions";
@@ -65,7 +62,6 @@ struct Asked {
     name: String,
     health: Result<pb::HealthResponse, PeerError>,
     checked: Result<pb::CheckResponse, PeerError>,
-    view: Result<String, PeerError>,
     candidate: Candidate,
 }
 
@@ -166,11 +162,10 @@ impl Failover {
             .into_iter()
             .map(|words| found("failover", Finding::refuse("agent-address", words)))
             .collect();
-        let published = view.as_ref().ok().map(|view| view.primary.name.clone());
-        let asked = self.ask_all(candidates, published).await;
+        let asked = self.ask_all(candidates).await;
         let mut agents = Vec::new();
         for asked in asked {
-            agents.extend(judge_agent(asked, view.as_ref().ok(), &mut findings).map(Arc::new));
+            agents.extend(judge_agent(asked, &mut findings).map(Arc::new));
         }
         agents.sort_by_key(|agent| (agent.host.clone(), agent.kind));
         let together = together::judge(&self.options, view.as_ref(), &agents);
@@ -178,7 +173,7 @@ impl Failover {
         Ok(World { view: view.ok(), agents, findings })
     }
 
-    async fn ask_all(&self, candidates: Vec<Candidate>, published: Option<String>) -> Vec<Asked> {
+    async fn ask_all(&self, candidates: Vec<Candidate>) -> Vec<Asked> {
         let limit = self.options.health_check_timeout;
         let terms = pb::CheckRequest {
             pause_timeout_ms: millis(self.options.pause_timeout),
@@ -189,7 +184,7 @@ impl Failover {
             candidates.iter().map(|candidate| candidate.peer.name().to_owned()).collect();
         let mut set = JoinSet::new();
         for candidate in candidates {
-            set.spawn(ask(candidate, terms.clone(), published.clone(), limit));
+            set.spawn(ask(candidate, terms.clone(), limit));
         }
         let mut all = Vec::new();
         self.awaiting("checks", &awaited);
@@ -205,51 +200,14 @@ impl Failover {
     }
 }
 
-async fn ask(
-    candidate: Candidate,
-    terms: pb::CheckRequest,
-    published: Option<String>,
-    limit: Duration,
-) -> Asked {
+async fn ask(candidate: Candidate, terms: pb::CheckRequest, limit: Duration) -> Asked {
     let peer = &candidate.peer;
-    let (health, checked, view) = tokio::join!(
-        peer.health(limit),
-        peer.check(terms, limit),
-        caught_up_view(peer, published.as_deref(), limit)
-    );
-    Asked { name: peer.name().to_owned(), health, checked, view, candidate }
-}
-
-/// The view of an agent that may still be about to see the last change of the primary; all tries
-/// together take at most `limit`.
-async fn caught_up_view(
-    peer: &Peer,
-    published: Option<&str>,
-    limit: Duration,
-) -> Result<String, PeerError> {
-    let begun = Instant::now();
-    let mut json = peer.view(limit).await?;
-    loop {
-        let seen = serde_json::from_str::<ClusterView>(&json).ok().map(|view| view.primary.name);
-        if seen.as_deref() == published || begun.elapsed() >= limit.min(CATCH_UP) {
-            return Ok(json);
-        }
-        tokio::time::sleep(Duration::from_millis(100)).await;
-        match peer.view(limit.saturating_sub(begun.elapsed())).await {
-            Ok(newer) => json = newer,
-            // What it said before is its last word.
-            Err(PeerError::TimedOut { .. }) => return Ok(json),
-            Err(error) => return Err(error),
-        }
-    }
+    let (health, checked) = tokio::join!(peer.health(limit), peer.check(terms, limit));
+    Asked { name: peer.name().to_owned(), health, checked, candidate }
 }
 
 /// Turns an agent's answers into findings; the agent itself if it can be worked with.
-fn judge_agent(
-    asked: Asked,
-    published: Option<&ClusterView>,
-    findings: &mut Vec<Found>,
-) -> Option<Agent> {
+fn judge_agent(asked: Asked, findings: &mut Vec<Found>) -> Option<Agent> {
     let name = asked.name;
     let mut tell = |finding| findings.push(found(&name, finding));
     let health = match asked.health {
@@ -300,13 +258,8 @@ fn judge_agent(
             return None;
         }
     };
-    let host = health.host;
-    if kind == AgentKind::Supervise {
-        let of_primary = published.is_some_and(|view| view.primary.name == host);
-        judge_view(&asked.view, of_primary, published).into_iter().for_each(&mut tell);
-    }
     Some(Agent {
-        host,
+        host: health.host,
         kind,
         version: health.version,
         pauses: health.pauses,
@@ -343,33 +296,5 @@ fn look_at(component: &str) -> &'static str {
         "pgbouncer" => "look at the logs of PgBouncer and of `pgcm proxy` there",
         "etcd" => "look at: etcdctl endpoint status --cluster",
         _ => "look at its log",
-    }
-}
-
-/// Whether a supervise sees the primary that is published. Only the primary's own must know.
-fn judge_view(
-    seen: &Result<String, PeerError>,
-    of_primary: bool,
-    published: Option<&ClusterView>,
-) -> Option<Finding> {
-    let published = published?;
-    let seen = match seen {
-        Ok(json) => serde_json::from_str::<ClusterView>(json).map_err(|error| error.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    match seen {
-        Ok(view) if view.primary.name == published.primary.name => None,
-        Ok(view) => Some(Finding::refuse(
-            "primary-disagreement",
-            format!(
-                "it sees {} as the primary, but {} is published; wait until they agree",
-                view.primary.name, published.primary.name
-            ),
-        )),
-        Err(error) if of_primary => {
-            let words = format!("{error}; wait until it knows, or see the log of its supervise");
-            Some(Finding::refuse("primary-unsure", words))
-        }
-        Err(_) => None,
     }
 }
