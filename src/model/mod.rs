@@ -15,6 +15,7 @@ pub mod location;
 pub mod pause;
 pub mod pgbouncer_ini;
 pub mod primary;
+pub mod problem;
 pub mod registration;
 pub mod status;
 pub mod status_check;

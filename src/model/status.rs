@@ -53,7 +53,8 @@ impl AgentStatus {
         self.components.iter().map(|component| component.verdict).max().unwrap_or(Verdict::Healthy)
     }
 
-    fn trouble(&self) -> String {
+    /// What is not well of it, in one line.
+    pub(super) fn trouble(&self) -> String {
         let of_components = self
             .components
             .iter()
@@ -61,40 +62,6 @@ impl AgentStatus {
             .map(|component| format!("{}: {}", component.name, component.message));
         self.error.iter().cloned().chain(of_components).collect::<Vec<_>>().join("; ")
     }
-}
-
-/// Finds what does not fit together between the parts of a status.
-pub fn problems(
-    primary_address: Option<&str>,
-    cluster: Option<&ClusterView>,
-    agents: &[AgentStatus],
-) -> Vec<String> {
-    let mut found = Vec::new();
-    match (primary_address, cluster) {
-        (None, _) => found.push(
-            "no primary is published; look at `crm_mon -Afr -1` and at the logs of pgcm-supervise"
-                .to_owned(),
-        ),
-        (Some(address), Some(view)) if view.primary.address.to_string() != address => {
-            found.push(format!(
-                "/master says {address} but /cluster says {}; the primary's supervise mends this \
-                 within one poll",
-                view.primary.address
-            ));
-        }
-        _ => {}
-    }
-    if cluster.is_some_and(|view| view.synchronous_standby().is_none()) {
-        found.push(
-            "no standby is synchronous; losing the primary now means waiting for it to come back"
-                .to_owned(),
-        );
-    }
-    for agent in agents.iter().filter(|agent| agent.verdict() != Verdict::Healthy) {
-        let Registration { host, kind, .. } = &agent.registration;
-        found.push(format!("{kind} on {host} is {}: {}", agent.verdict(), agent.trouble()));
-    }
-    found
 }
 
 impl Status {
@@ -295,17 +262,5 @@ app01  proxy  172.17.0.5:8081  0.1.0    healthy
         assert_eq!(shown("failover"), "Failover  by pg09, process 7, since noon, at step pause");
         let words = "Lock      held by pg09, process 7, since noon: with-lock: make backup";
         assert_eq!(shown("with-lock: make backup"), words);
-    }
-
-    #[test]
-    fn a_silent_agent_is_a_problem() {
-        let found = problems(Some("172.17.0.4"), Some(&view()), &[agent(vec![], Some("refused"))]);
-        assert_eq!(found, ["proxy on app01 is failed: refused"]);
-    }
-
-    #[test]
-    fn keys_that_disagree_are_a_problem() {
-        let found = problems(Some("172.17.0.9"), Some(&view()), &[]);
-        assert!(found[0].contains("/master says 172.17.0.9"), "{found:?}");
     }
 }

@@ -97,7 +97,7 @@ fn serves(status: &Status, node: &str) -> Result<(), String> {
 mod tests {
     use super::*;
     use crate::model::{
-        health::Component, registration::Registration, status::problems, wanted::tests::view,
+        health::Component, problem::problems, registration::Registration, wanted::tests::view,
     };
 
     fn supervise(host: &str, verdict: Verdict, error: Option<&str>) -> AgentStatus {
