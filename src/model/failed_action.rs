@@ -33,17 +33,23 @@ impl FailedAction {
     }
 }
 
-/// What Pacemaker has not got over: failures of nodes where Postgres is not up again since, and of
-/// changes of role. `note` is what the resource agent of node `own` said last.
+/// What Pacemaker has not got over: failures of nodes where Postgres is not up again since, changes of
+/// role that did not come about since, and stops. `note` is what the resource agent of node `own` said
+/// last.
 pub fn current(view: &PacemakerView, own: &str, note: Option<FailedAction>) -> Vec<FailedAction> {
-    let is_up = |node: &str| {
-        let instance = view.instance(node);
-        instance.is_some_and(|instance| {
-            !instance.failed && [Role::Promoted, Role::Unpromoted].contains(&instance.role)
-        })
+    let role_of = |node: &str| {
+        let instance = view.instance(node).filter(|instance| !instance.failed);
+        instance.map(|instance| &instance.role)
     };
     let told = view.failures.iter().filter(|failure| {
-        !is_up(&failure.node) || ["promote", "demote", "stop"].contains(&failure.task.as_str())
+        let role = role_of(&failure.node);
+        let is_over = match failure.task.as_str() {
+            "promote" => role == Some(&Role::Promoted),
+            "demote" => role == Some(&Role::Unpromoted),
+            "stop" => false,
+            _ => matches!(role, Some(Role::Promoted | Role::Unpromoted)),
+        };
+        !is_over
     });
     let told = told.map(|failure| FailedAction {
         node: failure.node.clone(),
@@ -84,6 +90,7 @@ pub fn merged(told: impl IntoIterator<Item = FailedAction>) -> Vec<FailedAction>
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::model::crm_mon::Failure;
 
     fn failure(node: &str, reason: &str, commands: &[&str]) -> FailedAction {
         FailedAction {
@@ -91,6 +98,31 @@ mod tests {
             action: "start".to_owned(),
             reason: reason.to_owned(),
             commands: commands.iter().map(|&command| command.to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn what_came_about_after_all_is_no_failure_any_more() {
+        const HEALTHY: &str = include_str!("../../tests/data/crm_mon/healthy/pgsql-trixie.xml");
+        let healthy = PacemakerView::parse(HEALTHY, "Postgresql").expect("a view");
+        // pg01 is promoted, pg02 is not.
+        for (node, task, is_told) in [
+            ("pg01", "promote", false),
+            ("pg02", "promote", true),
+            ("pg01", "demote", true),
+            ("pg02", "demote", false),
+            ("pg01", "stop", true),
+            ("pg02", "start", false),
+            ("pg09", "start", true),
+        ] {
+            let failure = Failure {
+                node: node.to_owned(),
+                task: task.to_owned(),
+                status: "Error occurred".to_owned(),
+                reason: String::new(),
+            };
+            let view = PacemakerView { failures: vec![failure], ..healthy.clone() };
+            assert_eq!(current(&view, "pg03", None).len(), usize::from(is_told), "{node} {task}");
         }
     }
 
