@@ -176,7 +176,8 @@ pub enum Check {
     Primary,
     /// The node is a standby that streams from the primary
     Standby,
-    /// There is a primary and a synchronous standby, and every agent is healthy
+    /// There is a primary, seen a moment ago, and a synchronous standby; each node has its agents, every
+    /// agent is healthy, and nothing failed
     Cluster,
 }
 

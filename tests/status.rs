@@ -12,7 +12,10 @@ use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
-use pgcm::edge::etcd::Expect;
+use pgcm::{
+    edge::etcd::{Expect, Put},
+    model::cluster::{CLUSTER, ClusterView},
+};
 use support::{
     etcd::start_etcd,
     fake_cluster::{FakeCluster, Fault},
@@ -52,6 +55,39 @@ async fn a_check_answers_by_its_exit_code() {
     server.stop();
     let (status, _, stderr) = pgcm.run(&["status", "--check", "primary"]);
     assert_eq!(status, 3, "{stderr}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_dead_primary_left_in_etcd_is_no_cluster_without_a_problem() {
+    let server = start_etcd().await;
+    let (etcd, pgcm) = (server.client(), Pgcm::new(&server));
+    let _cluster = FakeCluster::start(Arc::clone(&etcd)).await;
+    let answer = || {
+        let (status, stdout, stderr) = pgcm.run(&["status", "--check", "cluster"]);
+        (status, stdout + &stderr)
+    };
+    assert_eq!(answer().0, 0, "{}", answer().1);
+    let entry = etcd.get(CLUSTER).await.expect("etcd").expect("published");
+    let mut view: ClusterView = serde_json::from_str(&entry.value).expect("a view");
+    let write = async |key: &str, value: String| {
+        let put = Put { key: key.to_owned(), value, lease: 0 };
+        etcd.put_if(&[], &[put]).await.expect("etcd takes it");
+    };
+    "2026-01-01T00:00:00Z".clone_into(&mut view.observed_at);
+    write(CLUSTER, serde_json::to_string(&view).expect("JSON")).await;
+    let (status, words) = answer();
+    assert_eq!(status, 4, "{words}");
+    let old = "no: what is published was last seen at 2026-01-01T00:00:00Z, ";
+    assert!(words.contains(old), "{words}");
+    assert!(words.contains("and pg01 may not be the primary any more"), "{words}");
+    write(CLUSTER, entry.value).await;
+    assert_eq!(answer().0, 0, "{}", answer().1);
+    let agent = etcd.get("/agents/pg02/supervise").await.expect("etcd").expect("there");
+    let there = Expect::ModRevision(agent.mod_revision);
+    etcd.delete_if(&agent.key, there).await.expect("deleted");
+    let (status, words) = answer();
+    assert_eq!(status, 4, "{words}");
+    assert!(words.contains("no `pgcm supervise` of pg02 is registered"), "{words}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

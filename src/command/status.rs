@@ -11,6 +11,7 @@ use crate::{
     cli::{self, Output},
     config::Config,
     edge::{
+        clock,
         etcd::{Etcd, EtcdError, Snapshot},
         peer::{Peer, PeerOptions, pb},
     },
@@ -18,11 +19,12 @@ use crate::{
     exit::Exit,
     model::{
         attempt::LOCK,
+        cluster::ClusterView,
         failed_action::{FailedAction, merged},
         health::{Component, Verdict},
         history::{Change, HISTORY},
         last_failover::LastFailover,
-        problem::problems,
+        problem::{Seen, problems},
         registration::{AGENTS, Registration},
         status::{AgentStatus, Status},
         status_check::{Question, answer, missing},
@@ -32,6 +34,9 @@ use crate::{
 
 /// Bounds the question to each agent; all are asked at once.
 const LIMIT: Duration = Duration::from_secs(4);
+/// A view that is older than this, or than some polls, is not made anew any more; supervise does that
+/// every ten seconds.
+const OLDEST_VIEW: Duration = Duration::from_secs(30);
 /// Changes of the primary among which the last planned one is looked for.
 const RECENT: u32 = 5;
 
@@ -41,8 +46,7 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
         Err(error) => return complain(&error, Exit::Usage),
     };
     if args.watch {
-        let expected = config.failover.expected_agents;
-        return watch::run(etcd, expected, args.output, log).await;
+        return watch::run(etcd, &config, args.output, log).await;
     }
     let snapshot = match read(&etcd).await {
         Ok(snapshot) => snapshot,
@@ -50,7 +54,7 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
         Err(error) => return complain(&error, Exit::NeedsHands),
     };
     let agents = ask_all(&snapshot).await;
-    let status = assemble(&snapshot, agents, &config.failover.expected_agents);
+    let status = assemble(&snapshot, agents, &config);
     if let Some(asked) = args.check {
         return check(&config, &status, asked, args.node, args.output);
     }
@@ -100,22 +104,16 @@ pub(super) async fn read(etcd: &Etcd) -> Result<Snapshot, EtcdError> {
 /// Asks every registered agent.
 pub(super) async fn ask_all(snapshot: &Snapshot) -> Vec<AgentStatus> {
     let mut agents = JoinSet::new();
-    for entry in snapshot.entries.iter().filter(|entry| entry.key.starts_with(AGENTS)) {
-        if let Ok(registration) = serde_json::from_str::<Registration>(&entry.value) {
-            agents.spawn(ask(registration));
-        }
+    for registration in registered(snapshot, &mut Vec::new()) {
+        agents.spawn(ask(registration));
     }
     let mut agents = agents.join_all().await;
     agents.sort_by_key(|agent| (agent.registration.host.clone(), agent.registration.kind));
     agents
 }
 
-/// `expected`: agents that must be there.
-pub(super) fn assemble(
-    snapshot: &Snapshot,
-    agents: Vec<AgentStatus>,
-    expected: &[String],
-) -> Status {
+/// `agents` may have been asked before `snapshot` was taken.
+pub(super) fn assemble(snapshot: &Snapshot, agents: Vec<AgentStatus>, config: &Config) -> Status {
     let mut unreadable = Vec::new();
     let master = snapshot.get(MASTER).map(|entry| entry.value.clone());
     if let Some(value) = master.as_ref().filter(|value| value.parse::<IpAddr>().is_err()) {
@@ -123,21 +121,25 @@ pub(super) fn assemble(
             "{MASTER} in etcd is `{value}`, which is no address; the primary's supervise mends it"
         ));
     }
-    let cluster = parse(snapshot, CLUSTER, &mut unreadable);
+    let cluster: Option<ClusterView> = parse(snapshot, CLUSTER, &mut unreadable);
     let failover = parse(snapshot, LOCK, &mut unreadable);
     let past = snapshot.entries.iter().filter(|entry| entry.key.starts_with(HISTORY));
     let past: Vec<Change> =
         past.filter_map(|entry| serde_json::from_str(&entry.value).ok()).collect();
     let last_failover = LastFailover::of(&past, failover.as_ref());
-    for entry in snapshot.entries.iter().filter(|entry| entry.key.starts_with(AGENTS)) {
-        if let Err(error) = serde_json::from_str::<Registration>(&entry.value) {
-            unreadable.push(format!("{} in etcd is no registration: {error}", entry.key));
-        }
-    }
-    let mut found = problems(master.as_deref(), cluster.as_ref(), &agents);
-    found.extend(missing(expected, &agents));
-    found.append(&mut unreadable);
+    let registered = registered(snapshot, &mut unreadable);
     let failed_actions = merged(agents.iter().flat_map(|agent| agent.failed_actions.clone()));
+    let mut found = problems(&Seen {
+        primary_address: master.as_deref(),
+        cluster: cluster.as_ref(),
+        view_age: cluster.as_ref().and_then(|view| clock::age(&view.observed_at)),
+        oldest_view: OLDEST_VIEW.max(3 * config.pacemaker.poll_interval.get()),
+        registered: &registered,
+        agents: &agents,
+        failed_actions: &failed_actions,
+    });
+    found.extend(missing(&config.failover.expected_agents, &registered));
+    found.append(&mut unreadable);
     Status {
         primary_address: master,
         cluster,
@@ -147,6 +149,19 @@ pub(super) fn assemble(
         failed_actions,
         problems: found,
     }
+}
+
+/// Registrations in etcd; what is none is told in `unreadable`.
+fn registered(snapshot: &Snapshot, unreadable: &mut Vec<String>) -> Vec<Registration> {
+    let entries = snapshot.entries.iter().filter(|entry| entry.key.starts_with(AGENTS));
+    let readable = entries.filter_map(|entry| {
+        serde_json::from_str(&entry.value)
+            .map_err(|error| {
+                unreadable.push(format!("{} in etcd is no registration: {error}", entry.key));
+            })
+            .ok()
+    });
+    readable.collect()
 }
 
 fn parse<T: serde::de::DeserializeOwned>(

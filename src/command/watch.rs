@@ -15,6 +15,7 @@ use super::{
 };
 use crate::{
     cli::Output,
+    config::Config,
     edge::{clock, etcd::Etcd, streams},
     error::chain,
     exit::Exit,
@@ -30,12 +31,7 @@ const ASK: Duration = Duration::from_secs(3);
 const SETTLE: Duration = Duration::from_millis(50);
 
 /// Shows the status anew whenever something changes, until Ctrl-C or until nobody reads it any more.
-pub(super) async fn run(
-    etcd: Arc<Etcd>,
-    expected: Vec<String>,
-    output: Output,
-    log: Logger,
-) -> Exit {
+pub(super) async fn run(etcd: Arc<Etcd>, config: &Config, output: Output, log: Logger) -> Exit {
     let wake = Notify::new();
     let (sender, agents) = watch::channel(Vec::new());
     tokio::select! {
@@ -45,7 +41,7 @@ pub(super) async fn run(
         },
         never = etcd.wake_on_change("/", &wake, &log) => match never {},
         never = ask(&etcd, &sender, &wake) => match never {},
-        error = draw(&etcd, &expected, output, agents, &wake) => unsaid(&error, Exit::Done),
+        error = draw(&etcd, config, output, agents, &wake) => unsaid(&error, Exit::Done),
     }
 }
 
@@ -62,7 +58,7 @@ async fn ask(etcd: &Etcd, agents: &watch::Sender<Vec<AgentStatus>>, wake: &Notif
 /// Ends only when a picture cannot be shown.
 async fn draw(
     etcd: &Etcd,
-    expected: &[String],
+    config: &Config,
     output: Output,
     agents: watch::Receiver<Vec<AgentStatus>>,
     wake: &Notify,
@@ -70,7 +66,7 @@ async fn draw(
     let mut last = String::new();
     loop {
         let due = Instant::now() + REDRAW;
-        let picture = picture(etcd, expected, output, &agents).await;
+        let picture = picture(etcd, config, output, &agents).await;
         let shown = match output {
             // From the top left; what an earlier picture had beyond this one is erased.
             Output::Text => {
@@ -94,12 +90,12 @@ async fn draw(
 /// etcd being away is shown, not an end: it is what somebody may be waiting for.
 async fn picture(
     etcd: &Etcd,
-    expected: &[String],
+    config: &Config,
     output: Output,
     agents: &watch::Receiver<Vec<AgentStatus>>,
 ) -> String {
     let status = match read(etcd).await {
-        Ok(snapshot) => assemble(&snapshot, agents.borrow().clone(), expected),
+        Ok(snapshot) => assemble(&snapshot, agents.borrow().clone(), config),
         Err(error) => return told(output, &chain(&error).to_string()),
     };
     match output {

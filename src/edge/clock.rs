@@ -17,6 +17,12 @@ pub fn is_past(instant: &str) -> Option<bool> {
     humantime::parse_rfc3339_weak(instant).ok().map(|instant| instant < now())
 }
 
+/// How long ago `instant`, RFC 3339 in UTC, was; zero when it lies ahead, `None` when it is no such thing.
+pub fn age(instant: &str) -> Option<Duration> {
+    let instant = humantime::parse_rfc3339_weak(instant).ok()?;
+    Some(now().duration_since(instant).unwrap_or_default())
+}
+
 /// Milliseconds since 1970.
 pub fn unix_ms() -> u64 {
     let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();

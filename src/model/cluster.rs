@@ -18,7 +18,8 @@ pub struct ClusterView {
     pub quorum: bool,
     /// Postgres' identity of this cluster: equal on all nodes that stem from one `initdb`.
     pub system_identifier: String,
-    /// When this was seen, RFC 3339 in UTC. For people; nothing is decided by it.
+    /// When this was seen, RFC 3339 in UTC. For people, who are told of a view that is old; pgcm itself
+    /// decides nothing by it.
     pub observed_at: String,
 }
 

@@ -2,7 +2,7 @@
 
 use super::{
     health::Verdict,
-    registration::AgentKind,
+    registration::{AgentKind, Registration},
     status::{AgentStatus, Status},
 };
 
@@ -29,12 +29,9 @@ pub fn answer(status: &Status, question: Question, node: &str) -> Result<String,
 }
 
 /// Agents of `expected` (`host/kind`) that are not registered, each with what to do.
-pub fn missing(expected: &[String], agents: &[AgentStatus]) -> Vec<String> {
+pub fn missing(expected: &[String], registered: &[Registration]) -> Vec<String> {
     let there = |name: &&String| {
-        let is = |agent: &AgentStatus| {
-            format!("{}/{}", agent.registration.host, agent.registration.kind) == **name
-        };
-        agents.iter().any(is)
+        registered.iter().any(|one| format!("{}/{}", one.host, one.kind) == **name)
     };
     let missing = expected.iter().filter(|name| !there(name));
     missing
@@ -95,29 +92,44 @@ fn serves(status: &Status, node: &str) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::model::{
-        health::Component, problem::problems, registration::Registration, wanted::tests::view,
+        health::Component,
+        problem::{Seen, problems},
+        wanted::tests::view,
     };
+
+    fn registration(host: &str, kind: AgentKind) -> Registration {
+        let api = "10.0.0.1:8080".parse().expect("an address");
+        Registration { host: host.to_owned(), kind, api, version: "1".to_owned() }
+    }
 
     fn supervise(host: &str, verdict: Verdict, error: Option<&str>) -> AgentStatus {
         AgentStatus {
-            registration: Registration {
-                host: host.to_owned(),
-                kind: AgentKind::Supervise,
-                api: "10.0.0.1:8080".parse().expect("an address"),
-                version: "1".to_owned(),
-            },
+            registration: registration(host, AgentKind::Supervise),
             components: vec![Component::new("postgres", verdict, "told so")],
             error: error.map(str::to_owned),
             failed_actions: Vec::new(),
         }
     }
 
-    /// pg01 is the primary, pg02 streams from it.
+    /// pg01 is the primary, pg02 streams from it; both have a proxy.
     fn status(agents: Vec<AgentStatus>) -> Status {
         let view = view("10.0.0.1");
-        let problems = problems(Some("10.0.0.1"), Some(&view), &agents);
+        let mut registered: Vec<Registration> =
+            agents.iter().map(|agent| agent.registration.clone()).collect();
+        registered.extend(["pg01", "pg02"].map(|host| registration(host, AgentKind::Proxy)));
+        let problems = problems(&Seen {
+            primary_address: Some("10.0.0.1"),
+            cluster: Some(&view),
+            view_age: Some(Duration::ZERO),
+            oldest_view: Duration::from_secs(30),
+            registered: &registered,
+            agents: &agents,
+            failed_actions: &[],
+        });
         Status {
             primary_address: Some("10.0.0.1".to_owned()),
             cluster: Some(view),
@@ -155,9 +167,9 @@ mod tests {
 
     #[test]
     fn an_agent_that_died_is_missed_where_it_is_expected() {
-        let agents = [supervise("pg01", Verdict::Healthy, None)];
+        let registered = [registration("pg01", AgentKind::Supervise)];
         let expected = ["pg01/supervise", "pg01/proxy"].map(str::to_owned);
-        let found = missing(&expected, &agents);
+        let found = missing(&expected, &registered);
         assert_eq!(found.len(), 1, "{found:?}");
         assert!(found[0].starts_with("pg01/proxy is expected"), "{found:?}");
     }

@@ -12,6 +12,7 @@ use std::{
 
 use pgcm::{
     edge::{
+        clock,
         etcd::{Etcd, Put},
         peer::{BUSY, REASON, pb},
     },
@@ -209,7 +210,7 @@ impl FakeCluster {
             primary: self.primary_now(),
             quorum: true,
             system_identifier: "7".to_owned(),
-            observed_at: String::new(),
+            observed_at: clock::now_rfc3339(),
         }
     }
 
