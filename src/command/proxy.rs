@@ -87,6 +87,8 @@ struct ProxyPage {
     failures: IntCounter,
     expiries: IntCounter,
     proven: Gauge,
+    read: Gauge,
+    last_pause: Gauge,
 }
 
 impl ProxyPage {
@@ -114,6 +116,12 @@ impl ProxyPage {
                 "pgcm_pgbouncer_last_proven_timestamp_seconds",
                 "When PgBouncer was last proven to follow the primary.",
             ),
+            read: metrics
+                .timestamp("pgcm_etcd_last_read_timestamp_seconds", "When etcd last answered."),
+            last_pause: metrics.seconds(
+                "pgcm_pgbouncer_pause_last_seconds",
+                "How long clients were held by the last pause that is over.",
+            ),
             metrics,
         }
     }
@@ -130,17 +138,18 @@ impl Page for ProxyPage {
         raise(&self.failures, pause.failures);
         raise(&self.expiries, pause.expiries);
         self.proven.set(seconds(state.proven_unix_ms));
+        self.read.set(seconds(state.read_unix_ms));
+        self.last_pause.set(pause.last.unwrap_or_default().as_secs_f64());
         self.metrics.text()
     }
 
-    fn ready(&self) -> Result<(), String> {
+    fn health(&self) -> Result<(), String> {
         let state = self.state.borrow();
-        if state.ready {
-            return Ok(());
+        match state.trouble() {
+            Some(trouble) => Err(trouble.to_owned()),
+            None if state.ready => Ok(()),
+            None => Err("nothing has been rendered yet".to_owned()),
         }
-        let troubles = [&state.etcd, &state.value, &state.render, &state.pgbouncer];
-        let trouble = troubles.into_iter().flatten().next();
-        Err(trouble.cloned().unwrap_or_else(|| "nothing has been rendered yet".to_owned()))
     }
 
     fn role(&self) -> Role {

@@ -163,7 +163,7 @@ impl Page for SupervisePage {
         self.metrics.text()
     }
 
-    fn ready(&self) -> Result<(), String> {
+    fn health(&self) -> Result<(), String> {
         let latest = self.latest.borrow();
         latest.pacemaker.as_ref().map_err(Clone::clone)?;
         latest.stored.as_ref().map_err(Clone::clone)?;

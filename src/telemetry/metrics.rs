@@ -21,6 +21,11 @@ impl Metrics {
         self.known(Gauge::new(name, help))
     }
 
+    /// A length of time, in seconds; the name says so.
+    pub fn seconds(&self, name: &str, help: &str) -> Gauge {
+        self.known(Gauge::new(name, help))
+    }
+
     /// Counts, by the values of one label.
     pub fn counters(&self, name: &str, help: &str, label: &str) -> IntCounterVec {
         self.known(IntCounterVec::new(Opts::new(name, help), &[label]))

@@ -50,6 +50,10 @@ pub struct PauserOptions {
 pub struct PauseStatus {
     /// A pause was asked for and traffic has not been proven to flow since.
     pub paused: bool,
+    /// Since when.
+    pub paused_at: Option<Instant>,
+    /// How long the pause before lasted, until traffic was proven to flow.
+    pub last: Option<Duration>,
     /// Attempt that the pause belongs to.
     pub attempt: Option<String>,
     /// Pauses that were proven.
@@ -321,6 +325,11 @@ impl Inner {
         };
         self.status.send_modify(|status| {
             status.paused = paused;
+            if paused {
+                status.paused_at.get_or_insert_with(Instant::now);
+            } else if let Some(at) = status.paused_at.take() {
+                status.last = Some(at.elapsed());
+            }
             status.attempt = attempt;
         });
     }

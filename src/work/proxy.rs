@@ -49,7 +49,7 @@ pub struct ProxyState {
     pub proven: bool,
     /// Modification revision of the `/master` that was rendered last.
     pub revision: i64,
-    /// What is wrong, part by part; None where nothing is.
+    /// What is wrong now, part by part; None where nothing is.
     pub etcd: Option<String>,
     pub value: Option<String>,
     pub view: Option<String>,
@@ -60,6 +60,17 @@ pub struct ProxyState {
     pub reloads: u64,
     /// When PgBouncer was last proven to follow; 0 for never.
     pub proven_unix_ms: u64,
+    /// When etcd last answered; 0 for never.
+    pub read_unix_ms: u64,
+}
+
+impl ProxyState {
+    /// What keeps PgBouncer from following the primary now, or would. A view that is in doubt does not:
+    /// the address alone is the contract.
+    pub fn trouble(&self) -> Option<&str> {
+        let parts = [&self.etcd, &self.value, &self.render, &self.pgbouncer];
+        parts.into_iter().flatten().next().map(String::as_str)
+    }
 }
 
 /// The loop. It holds nothing that it could not read again.
@@ -154,6 +165,7 @@ impl Proxy {
             }
         };
         self.note(Part::Etcd, None);
+        self.now.read_unix_ms = clock::unix_ms();
         self.gate.heed(&snapshot);
         let master = snapshot.get(MASTER);
         let cluster = snapshot.get(CLUSTER).map(|entry| entry.value.as_str());

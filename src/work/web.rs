@@ -21,15 +21,17 @@ pub enum Role {
 pub trait Page: Send + Sync + 'static {
     /// Metrics in Prometheus' text format.
     fn metrics(&self) -> String;
-    /// Ready, or what is missing.
-    fn ready(&self) -> Result<(), String>;
+    /// Nothing, or what somebody has to look at.
+    fn health(&self) -> Result<(), String>;
     fn role(&self) -> Role;
 }
 
 /// Serves `/metrics`, `/health`, `/primary` and `/standby` until `stop`.
 ///
-/// `/health` answers 200 when ready and 503 with the reason otherwise; `/primary` and `/standby`
-/// answer 200 on a node of that role and 503 elsewhere.
+/// `/health` answers 200 when all is well now and 503 with the reason otherwise, etcd being away among
+/// them. It is for monitoring: clients are served all the same, and a load balancer that must know of
+/// that asks PgBouncer itself. `/primary` and `/standby` answer 200 on a node of that role and 503
+/// elsewhere.
 pub async fn serve(listener: TcpListener, page: Arc<dyn Page>, mut stop: Stop, log: Logger) {
     let address =
         listener.local_addr().map_or_else(|_| "?".to_owned(), |a: SocketAddr| a.to_string());
@@ -49,8 +51,8 @@ pub async fn serve(listener: TcpListener, page: Arc<dyn Page>, mut stop: Stop, l
 }
 
 async fn health(State(page): State<Arc<dyn Page>>) -> (StatusCode, String) {
-    match page.ready() {
-        Ok(()) => (StatusCode::OK, "ready\n".to_owned()),
+    match page.health() {
+        Ok(()) => (StatusCode::OK, "healthy\n".to_owned()),
         Err(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")),
     }
 }

@@ -67,12 +67,11 @@ impl ProxyChecks {
 
 /// Whether PgBouncer was seen to follow the primary that etcd names.
 fn following(state: &ProxyState) -> Option<Finding> {
-    let troubles = [&state.etcd, &state.value, &state.render, &state.pgbouncer];
-    let trouble = troubles.into_iter().flatten().next();
+    let trouble = state.trouble();
     if state.proven && trouble.is_none() {
         return None;
     }
-    let reason = trouble.map_or("nothing has been proven yet", String::as_str);
+    let reason = trouble.unwrap_or("nothing has been proven yet");
     Some(Finding::refuse(
         "pgbouncer-follows",
         format!(
