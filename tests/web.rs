@@ -2,7 +2,10 @@
 
 mod support;
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path, time::Duration};
+use std::{
+    collections::BTreeSet, fmt::Write as _, fs, os::unix::fs::PermissionsExt, path::Path,
+    time::Duration,
+};
 
 use pgcm::edge::{
     etcd::Put,
@@ -12,7 +15,9 @@ use support::{
     etcd::{EtcdServer, start_etcd},
     eventually, free_port,
     pgbouncer::{Pgbouncer, settings},
+    postgres::{Postgres, start_postgres, start_standby},
     process::Process,
+    stage::HEALTHY,
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -170,4 +175,74 @@ async fn metrics_of_a_proxy_are_those_of_the_readme_and_tell_how_long_clients_we
     peer.resume(attempt, SOON).await.expect("resumed");
     let last = proxy.metric("pgcm_pgbouncer_pause_last_seconds").await;
     assert!(last >= held.as_secs_f64() && last < SOON.as_secs_f64(), "{last}");
+}
+
+/// Pacemaker's tools, which say what is in a file; and that pg01 is promoted.
+fn tools() -> tempfile::TempDir {
+    let tools = tempfile::tempdir().expect("a directory");
+    let crm_mon = tools.path().join("crm_mon");
+    fs::write(&crm_mon, "#!/bin/sh\ncat \"$(dirname \"$0\")/crm_mon.xml\"\n").expect("writable");
+    fs::set_permissions(&crm_mon, fs::Permissions::from_mode(0o755)).expect("chmod");
+    say(&tools, HEALTHY);
+    tools
+}
+
+/// From now on crm_mon says `xml`.
+fn say(tools: &tempfile::TempDir, xml: &str) {
+    let new = tools.path().join("new");
+    fs::write(&new, xml).expect("writable");
+    fs::rename(new, tools.path().join("crm_mon.xml")).expect("renamed");
+}
+
+async fn supervise(server: &EtcdServer, postgres: &Postgres, tools: &tempfile::TempDir) -> Daemon {
+    let sections = format!(
+        "[pacemaker]\npoll-interval = \"100ms\"\n[postgres]\nsocket-dir = {:?}\nport = {}\n",
+        postgres.socket_dir(),
+        postgres.port
+    );
+    let daemon = Daemon::start("supervise", server, &sections, tools.path());
+    daemon.answers("/health", 200, "healthy").await;
+    daemon
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_outage_takes_no_role_from_a_healthy_primary() {
+    let (mut server, postgres, tools) = (start_etcd().await, start_postgres().await, tools());
+    let supervise = supervise(&server, &postgres, &tools).await;
+    supervise.answers("/primary", 200, "primary").await;
+    assert_eq!(supervise.get("/standby").await, (503, "primary\n".to_owned()));
+    let (status, text) = supervise.get("/metrics").await;
+    assert_eq!((status, served(&text)), (200, in_readme("supervise")));
+    server.stop();
+    supervise.answers("/health", 503, "no etcd member answered").await;
+    assert_eq!(supervise.get("/primary").await, (200, "primary\n".to_owned()));
+    server.start().await;
+    supervise.answers("/health", 200, "healthy").await;
+    assert_eq!(supervise.get("/primary").await.0, 200);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn health_of_a_supervise_tells_of_a_side_without_quorum() {
+    let (server, postgres, tools) = (start_etcd().await, start_postgres().await, tools());
+    let supervise = supervise(&server, &postgres, &tools).await;
+    let alone = HEALTHY.replace("with_quorum=\"true\"", "with_quorum=\"false\"");
+    assert_ne!(alone, HEALTHY);
+    say(&tools, &alone);
+    supervise.answers("/health", 503, "this side of the cluster has no quorum").await;
+    assert_eq!(supervise.get("/primary").await, (503, "none\n".to_owned()));
+    say(&tools, HEALTHY);
+    supervise.answers("/health", 200, "healthy").await;
+    supervise.answers("/primary", 200, "primary").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_standby_is_told_as_one() {
+    let (server, primary, tools) = (start_etcd().await, start_postgres().await, tools());
+    let standby = start_standby(&primary, "pg01").await;
+    let (own, other) = ("\"pg01\"", "\"pg02\"");
+    let swapped = HEALTHY.replace(own, "\"pgXX\"").replace(other, own).replace("\"pgXX\"", other);
+    say(&tools, &swapped);
+    let supervise = supervise(&server, &standby, &tools).await;
+    supervise.answers("/standby", 200, "standby").await;
+    assert_eq!(supervise.get("/primary").await, (503, "standby\n".to_owned()));
 }

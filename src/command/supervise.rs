@@ -1,6 +1,6 @@
 //! `pgcm supervise`
 
-use std::{path::PathBuf, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use prometheus::{Gauge, IntCounterVec, IntGauge};
 use slog::{Logger, info};
@@ -62,7 +62,12 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     let metrics = Metrics::default();
     let counted = Counted::new(&metrics);
     daemon.spawn("metrics", counted.clone().run(latest.clone(), daemon.stop.clone()));
-    let page = Arc::new(SupervisePage { node: node.clone(), latest: latest.clone(), metrics });
+    let page = Arc::new(SupervisePage {
+        node: node.clone(),
+        address: daemon.identity.address,
+        latest: latest.clone(),
+        metrics,
+    });
     daemon.serve_web(&config.web.supervise_listen, page).await?;
 
     let pauser = daemon.pauser(config).await;
@@ -154,6 +159,7 @@ pub(super) fn seconds(unix_ms: u64) -> f64 {
 
 struct SupervisePage {
     node: String,
+    address: IpAddr,
     latest: watch::Receiver<Arc<Latest>>,
     metrics: Metrics,
 }
@@ -164,17 +170,14 @@ impl Page for SupervisePage {
     }
 
     fn health(&self) -> Result<(), String> {
-        let latest = self.latest.borrow();
-        latest.pacemaker.as_ref().map_err(Clone::clone)?;
-        latest.stored.as_ref().map_err(Clone::clone)?;
-        Ok(())
+        self.latest.borrow().outcome.trouble().map_or(Ok(()), Err)
     }
 
     fn role(&self) -> Role {
         let latest = self.latest.borrow();
-        match (&latest.outcome, &latest.local) {
-            (Outcome::Written | Outcome::Unchanged, Ok(_)) => Role::Primary,
-            (_, Ok(facts)) if facts.in_recovery && self.runs_here(&latest) => Role::Standby,
+        match &latest.local {
+            Ok(_) if latest.is_primary(&self.node, self.address) => Role::Primary,
+            Ok(facts) if facts.in_recovery && self.runs_here(&latest) => Role::Standby,
             _ => Role::None,
         }
     }

@@ -1,11 +1,15 @@
 //! What the last look showed, for everybody who asks: health, roles, the API.
 
+use std::net::IpAddr;
+
 use crate::model::{
     attempt::Attempt,
     cluster::ClusterView,
     crm_mon::PacemakerView,
-    primary::{Hold, LocalFacts, Refused},
+    primary::{Decision, Hold, LocalFacts, Refused, decide},
 };
+
+const NOT_YET: &str = "not looked at yet";
 
 /// The last look at the world. An error is the reason, in one line.
 #[derive(Debug, Clone)]
@@ -66,11 +70,32 @@ impl Outcome {
             Self::Failed(_) => "failed",
         }
     }
+
+    /// What somebody has to look at; nothing on a node that publishes, or that has another one do it.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Written | Self::Unchanged | Self::Outrun => None,
+            Self::Held(Hold::OtherNode { .. }) => None,
+            Self::NotYet => Some(NOT_YET.to_owned()),
+            Self::Held(hold) => Some(hold.to_string()),
+            Self::Refused(refused) => Some(refused.to_string()),
+            Self::Failed(why) => Some(why.clone()),
+        }
+    }
 }
 
 impl Latest {
+    /// Whether `node`, reachable at `address`, is the primary, as Pacemaker and its Postgres say: it goes on
+    /// serving its clients while etcd is away. Not when what is published speaks against it.
+    pub fn is_primary(&self, node: &str, address: IpAddr) -> bool {
+        let Ok(view) = &self.pacemaker else { return false };
+        let local = self.local.as_ref().map_err(String::as_str);
+        let decision = decide(view, node, address, local);
+        matches!(decision, Decision::Publish(_)) && !matches!(self.outcome, Outcome::Refused(_))
+    }
+
     pub(super) fn not_yet() -> Self {
-        let reason = || "not looked at yet".to_owned();
+        let reason = || NOT_YET.to_owned();
         Self {
             seen_at: String::new(),
             pacemaker: Err(reason()),
@@ -78,5 +103,48 @@ impl Latest {
             stored: Err(reason()),
             outcome: Outcome::NotYet,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const HEALTHY: &str = include_str!("../../../tests/data/crm_mon/healthy/pgsql-trixie.xml");
+
+    #[test]
+    fn a_primary_stays_one_unless_what_is_published_speaks_against_it() {
+        let facts = LocalFacts {
+            in_recovery: false,
+            writable: true,
+            timeline: 3,
+            system_identifier: "7".to_owned(),
+            standbys: Vec::new(),
+        };
+        let seen = |outcome| Latest {
+            pacemaker: Ok(PacemakerView::parse(HEALTHY, "Postgresql").expect("a view")),
+            local: Ok(facts.clone()),
+            outcome,
+            ..Latest::not_yet()
+        };
+        let address = IpAddr::from([127, 0, 0, 1]);
+        let refused = Refused::SameTimeline { node: "pg02".to_owned(), timeline: 3 };
+        for (outcome, is_primary, is_well) in [
+            (Outcome::Written, true, true),
+            (Outcome::Unchanged, true, true),
+            (Outcome::Outrun, true, true),
+            (Outcome::Failed("no etcd member answered".to_owned()), true, false),
+            (Outcome::Refused(refused), false, false),
+        ] {
+            let latest = seen(outcome);
+            let outcome = &latest.outcome;
+            assert_eq!(latest.is_primary("pg01", address), is_primary, "{outcome:?}");
+            assert!(!latest.is_primary("pg02", address), "{outcome:?}");
+            assert_eq!(outcome.trouble().is_none(), is_well, "{outcome:?}");
+        }
+        assert!(!Latest::not_yet().is_primary("pg01", address), "nobody has looked");
+        let other = Hold::OtherNode { node: "pg02".to_owned() };
+        assert_eq!(Outcome::Held(other).trouble(), None);
+        assert!(Outcome::Held(Hold::NoQuorum).trouble().is_some());
     }
 }
