@@ -47,12 +47,12 @@ pub enum Command {
     /// Show who is primary, who follows, and how every agent feels
     ///
     /// Reads etcd and asks each registered agent; changes nothing. Exit codes: 0 shown, or with
-    /// `--check` yes; 3 etcd did not answer; 4 with `--check` no.
+    /// `--check` yes; 3 etcd did not answer, or refused; 4 with `--check` no.
     Status(Status),
 
     /// Show past changes of the primary, planned and not, newest first
     ///
-    /// Reads etcd; changes nothing. Exit codes: 0 shown; 3 etcd did not answer.
+    /// Reads etcd; changes nothing. Exit codes: 0 shown; 3 etcd did not answer, or refused.
     History(History),
 
     /// Run a command while holding the failover lock, so that no failover begins meanwhile

@@ -91,6 +91,26 @@ async fn what_a_dead_primary_left_in_etcd_is_no_cluster_without_a_problem() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_etcd_that_refuses_leaves_the_answer_unknown() {
+    let server = start_etcd().await;
+    let pgcm = Pgcm::new(&server);
+    let _cluster = FakeCluster::start(server.client()).await;
+    let mut root = etcd_client::Client::connect([server.url()], None).await.expect("etcd");
+    root.user_add("root", "right", None).await.expect("a user");
+    root.role_add("root").await.expect("a role");
+    root.user_grant_role("root", "root").await.expect("granted");
+    root.auth_enable().await.expect("enabled");
+    for (password, expected) in [("wrong", 3), ("right", 0)] {
+        pgcm.log_in("root", password);
+        for args in [&["status"][..], &["status", "--check", "cluster"], &["history"]] {
+            let (status, stdout, stderr) = pgcm.run(args);
+            assert_eq!(status, expected, "{password}, {args:?}: {stdout}{stderr}");
+            assert_eq!(stderr.contains("etcd refused"), expected == 3, "{password}: {stderr}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_watch_shows_a_change_at_once_and_ends_on_ctrl_c() {
     let server = start_etcd().await;
     let pgcm = Pgcm::new(&server);

@@ -6,10 +6,7 @@ use super::{complain, parts, say, say_json};
 use crate::{
     cli::{self, Output},
     config::Config,
-    edge::{
-        etcd::{EtcdError, Snapshot},
-        streams,
-    },
+    edge::{etcd::Snapshot, streams},
     exit::Exit,
     model::history::text,
     work::history,
@@ -22,8 +19,7 @@ pub(super) async fn run(config: Config, args: cli::History) -> Exit {
     };
     let (mut snapshot, mut entries, odd) = match history::read(&etcd).await {
         Ok(read) => read,
-        Err(error @ EtcdError::Unreachable { .. }) => return complain(&error, Exit::Unreachable),
-        Err(error) => return complain(&error, Exit::NeedsHands),
+        Err(error) => return complain(&error, Exit::Unreachable),
     };
     snapshot.entries.truncate(args.last);
     entries.truncate(args.last);

@@ -50,8 +50,7 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
     }
     let snapshot = match read(&etcd).await {
         Ok(snapshot) => snapshot,
-        Err(error @ EtcdError::Unreachable { .. }) => return complain(&error, Exit::Unreachable),
-        Err(error) => return complain(&error, Exit::NeedsHands),
+        Err(error) => return complain(&error, Exit::Unreachable),
     };
     let agents = ask_all(&snapshot).await;
     let status = assemble(&snapshot, agents, &config);

@@ -47,6 +47,9 @@ impl EtcdServer {
             &peer,
             "--initial-cluster",
             &format!("one={peer}"),
+            // Of a test that logs in: as little work as there can be.
+            "--bcrypt-cost",
+            "4",
         ];
         let program = PathBuf::from("/usr/bin/etcd");
         let log = self.dir.path().join("log");

@@ -2,6 +2,7 @@
 
 use std::{
     fs,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -23,6 +24,18 @@ impl Pgcm {
         );
         fs::write(dir.path().join("config.toml"), text).expect("writable");
         Self { dir }
+    }
+
+    /// From now on it shows etcd this name and password.
+    pub fn log_in(&self, name: &str, password: &str) {
+        let (config, file) = (self.path("config.toml"), self.path("password"));
+        fs::write(&file, password).expect("writable");
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o600)).expect("chmod");
+        let text = fs::read_to_string(&config).expect("readable");
+        if !text.contains("username") {
+            let user = format!("[etcd]\nusername = {name:?}\npassword-file = {file:?}\n");
+            fs::write(config, text.replace("[etcd]\n", &user)).expect("writable");
+        }
     }
 
     /// A file of the test's own.
