@@ -70,6 +70,27 @@ fn history_without_etcd_ends_with_3() {
 }
 
 #[test]
+fn a_daemon_whose_port_is_taken_ends_with_3_and_names_it() {
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let taken = holder.local_addr().expect("bound").to_string();
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let path = dir.path().join("config.toml");
+    for (web, api) in [(taken.as_str(), "127.0.0.1:0"), ("", &taken)] {
+        let config = format!(
+            "[node]\nname = \"pg01\"\naddress = \"127.0.0.1\"\n\
+             [etcd]\nendpoints = [\"http://127.0.0.1:1\"]\ncall-timeout = \"100ms\"\n\
+             [web]\nproxy-listen = \"{web}\"\n[api]\nproxy-listen = \"{api}\"\n\
+             [failover]\nresume-timeout = \"100ms\"\n"
+        );
+        fs::write(&path, config).expect("writable");
+        let output = pgcm(&["--config-file", &path.to_string_lossy(), "proxy"]);
+        let words = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(3), "{words}");
+        assert!(words.contains(&format!("on {taken}; is another pgcm running")), "{words}");
+    }
+}
+
+#[test]
 fn what_cannot_be_overridden_or_waited_for_is_refused_before_anything_is_asked() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("config.toml");

@@ -1,6 +1,6 @@
 //! What supervise and proxy have in common: the API, the registration, HTTP, and an orderly end.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use slog::{Logger, error};
 use tokio::{net::TcpListener, sync::watch};
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     config::Config,
-    edge::{etcd::Etcd, files::FileError, pgbouncer::Console},
+    edge::{address::AddressError, etcd::Etcd, files::FileError, pgbouncer::Console},
     error::chain,
     exit::Exit,
     model::registration::{AgentKind, Registration},
@@ -41,12 +41,28 @@ pub(super) enum DaemonError {
     Secret(#[from] FileError),
     #[error("cannot serve the API")]
     Api(#[from] ApiError),
-    #[error("cannot serve metrics and health on {address}")]
+    #[error(
+        "cannot serve metrics and health on {address}; is another pgcm running, or the port taken?"
+    )]
     Web {
         address: SocketAddr,
         #[source]
-        source: std::io::Error,
+        source: io::Error,
     },
+}
+
+impl DaemonError {
+    /// What the configuration asks for may be right, and only be not to be had now.
+    fn exit(&self) -> Exit {
+        let is_outside = match self {
+            Self::Identity(PartsError::NoAddress(AddressError::Resolve { .. })) => true,
+            Self::Api(ApiError::Listen { source, .. }) | Self::Web { source, .. } => {
+                source.kind() == io::ErrorKind::AddrInUse
+            }
+            _ => false,
+        };
+        if is_outside { Exit::Unreachable } else { Exit::Usage }
+    }
 }
 
 /// The frame of a daemon: tasks that all end together.
@@ -209,6 +225,32 @@ pub(super) fn exit(served: Result<bool, DaemonError>) -> Exit {
     match served {
         Ok(true) => Exit::Done,
         Ok(false) => Exit::NeedsHands,
-        Err(error) => complain(&error, Exit::Usage),
+        Err(error) => complain(&error, error.exit()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_somebody_has_to_write_otherwise_is_a_wrong_configuration() {
+        let host = || "pg01".to_owned();
+        let no_address = |error| DaemonError::Identity(PartsError::NoAddress(error));
+        let listen = |kind: io::ErrorKind| {
+            let address = SocketAddr::from(([127, 0, 0, 1], 1));
+            let api = DaemonError::Api(ApiError::Listen { address, source: kind.into() });
+            [api, DaemonError::Web { address, source: kind.into() }]
+        };
+        let resolve = AddressError::Resolve { host: host(), source: io::ErrorKind::Other.into() };
+        assert_eq!(no_address(resolve).exit(), Exit::Unreachable);
+        let several = AddressError::NotOne { host: host(), found: "10.0.0.1, 10.0.0.2".to_owned() };
+        assert_eq!(no_address(several).exit(), Exit::Usage);
+        for (kind, expected) in [
+            (io::ErrorKind::AddrInUse, Exit::Unreachable),
+            (io::ErrorKind::PermissionDenied, Exit::Usage),
+        ] {
+            assert_eq!(listen(kind).map(|error| error.exit()), [expected; 2]);
+        }
     }
 }
