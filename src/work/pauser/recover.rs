@@ -47,8 +47,9 @@ impl Pauser {
         }
     }
 
-    /// [`Self::recover`] with the lock as etcd has it. While etcd does not answer, waits at most
-    /// `limit` and then resumes: an unknown pause must not last.
+    /// [`Self::recover`] with the lock as etcd has it. While etcd does not answer it is asked again for
+    /// `limit`, and then resumes: an unknown pause must not last. The last question is not cut short, and
+    /// so bounded by etcd's own limit for each member: the first one may be dead, and the next one know.
     pub async fn recover_from(&self, etcd: &Etcd, limit: Duration) {
         let end = Instant::now() + limit;
         let lock = loop {
