@@ -49,6 +49,8 @@ pub struct Pacemaker<R = Processes> {
 
 /// The sections of `crm_mon` that [`Pacemaker::roles`] asks for.
 const ROLES: &str = "--include=summary,nodes,resources,attributes";
+/// A crm_mon that does not know the option yet. 1, its answer to most that goes wrong, is no such sign.
+const USAGE: i32 = 64;
 /// No such object; and the same as Pacemaker 1.1 has it.
 const ABSENT: [i32; 2] = [105, 6];
 /// The CIB does not allow it: the schema, above all.
@@ -82,20 +84,13 @@ impl<R: Run> Pacemaker<R> {
         if self.legacy.load(Ordering::Relaxed) {
             return self.look(&["--as-xml", "-1"]).await;
         }
-        let modern = self.look(modern).await;
-        match modern {
-            // Usage: a crm_mon that does not know the option yet.
-            Err(PacemakerError::Exit { status: 1 | 64, reason, program }) => {
-                match self.look(&["--as-xml", "-1"]).await {
-                    Ok(view) => {
-                        self.legacy.store(true, Ordering::Relaxed);
-                        Ok(view)
-                    }
-                    Err(_) => Err(PacemakerError::Exit { program, status: 64, reason }),
-                }
-            }
-            other => other,
-        }
+        let refused = match self.look(modern).await {
+            Err(error @ PacemakerError::Exit { status: USAGE, .. }) => error,
+            other => return other,
+        };
+        let view = self.look(&["--as-xml", "-1"]).await.map_err(|_| refused)?;
+        self.legacy.store(true, Ordering::Relaxed);
+        Ok(view)
     }
 
     async fn look(&self, args: &[&str]) -> Result<PacemakerView, PacemakerError> {
@@ -231,6 +226,18 @@ mod tests {
         let asked = pacemaker.run.asked.lock().unwrap().clone();
         let old = "crm_mon --as-xml -1";
         assert_eq!(asked, ["crm_mon --output-as=xml -1", old, old]);
+    }
+
+    #[tokio::test]
+    async fn a_crm_mon_that_only_failed_is_not_taken_for_an_old_one() {
+        let failed = pacemaker(vec![("--output-as", 1, ""), ("--as-xml", 0, LEGACY)]);
+        let unknown = pacemaker(vec![("--output-as", 64, ""), ("--as-xml", 1, "")]);
+        for (pacemaker, status) in [(failed, 1), (unknown, 64)] {
+            let error = pacemaker.view().await.expect_err("no view");
+            let words = format!("`crm_mon` ended with status {status}: ");
+            assert!(error.to_string().starts_with(&words), "{error}");
+            assert!(!pacemaker.legacy.load(Ordering::Relaxed), "{status}");
+        }
     }
 
     #[tokio::test]
