@@ -45,6 +45,7 @@ fn scene(crm_mon: &str, constraints: &[&str]) -> Scene {
     Scene(Arc::new(Mutex::new(World {
         crm_mon: (0, crm_mon.to_owned()),
         constraints: constraints.iter().map(|&xml| xml.to_owned()).collect(),
+        asked: 0,
         modify_takes: Duration::ZERO,
         calls: Vec::new(),
         facts: LocalFacts {

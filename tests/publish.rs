@@ -168,6 +168,35 @@ async fn an_urgent_poke_is_followed_at_once_whatever_postgres_says() {
 }
 
 #[tokio::test]
+async fn no_flood_of_pokes_makes_one_of_questions_on_a_standby() {
+    let server = start_etcd().await;
+    let mut stage = stage_with(server, Duration::from_secs(3600)).await;
+    stage.published().await;
+    let mut moved = stage.view().await;
+    "pg02".clone_into(&mut moved.primary.name);
+    stage.put(CLUSTER, &serde_json::to_string(&moved).unwrap()).await;
+    let swapped = HEALTHY.replace("\"pg01\"", "\"pgXX\"").replace("\"pg02\"", "\"pg01\"");
+    stage.scene.set(|world| {
+        world.facts.in_recovery = true;
+        world.crm_mon.1 = swapped.replace("\"pgXX\"", "\"pg02\"");
+    });
+    poke::poke(&stage.socket, Urgency::Now).expect("supervise listens");
+    let is_other = |latest: &std::sync::Arc<pgcm::work::publish::Latest>| {
+        matches!(latest.outcome, Outcome::Held(Hold::OtherNode { .. }))
+    };
+    let seen = tokio::time::timeout(SOON, stage.latest.wait_for(is_other)).await;
+    drop(seen.expect("it is no primary any more").expect("the publisher runs"));
+    stage.scene.set(|world| world.asked = 0);
+    let begun = std::time::Instant::now();
+    while begun.elapsed() < Duration::from_millis(500) {
+        poke::poke(&stage.socket, Urgency::Soon).expect("supervise listens");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    let (asked, bound) = (stage.scene.0.lock().unwrap().asked, begun.elapsed().as_millis() / 20);
+    assert!(asked > 0 && u128::from(asked) <= bound + 2, "{asked} questions, not {bound}");
+}
+
+#[tokio::test]
 async fn whoever_has_lost_the_lock_is_refused_soon() {
     let stage = stage().await;
     stage.put("/failover", "{}").await;

@@ -40,6 +40,8 @@ pub struct World {
     pub crm_mon: (i32, String),
     pub constraints: Vec<String>,
     pub facts: LocalFacts,
+    /// How often Postgres was asked for them.
+    pub asked: u32,
     /// How long a change of the CIB is under way before it counts.
     pub modify_takes: Duration,
     /// Every call of cibadmin.
@@ -99,7 +101,9 @@ fn cibadmin(world: &mut World, args: &[String]) -> (i32, String) {
 
 impl LocalPostgres for Scene {
     async fn facts(&self) -> Result<LocalFacts, PostgresError> {
-        Ok(self.0.lock().unwrap().facts.clone())
+        let mut world = self.0.lock().unwrap();
+        world.asked += 1;
+        Ok(world.facts.clone())
     }
 }
 
@@ -125,6 +129,7 @@ pub async fn stage_with(server: EtcdServer, poll_interval: Duration) -> Stage {
     let scene = Scene(Arc::new(Mutex::new(World {
         crm_mon: (0, HEALTHY.to_owned()),
         constraints: Vec::new(),
+        asked: 0,
         modify_takes: Duration::ZERO,
         calls: Vec::new(),
         facts: LocalFacts {

@@ -168,7 +168,8 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
 
     /// Whether Postgres here takes writes on a timeline that was not published when the last look was
     /// made. A primary that is about to be demoted is none: what is published of it stays true, and
-    /// it is asked less often, since it has better things to do.
+    /// it is asked less often, since it has better things to do. No poke makes it be asked more often
+    /// than a burst does: anybody on this machine can send them.
     async fn is_unpublished_primary(&mut self) -> bool {
         let published = {
             let latest = self.latest.borrow();
@@ -176,11 +177,11 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             let primary = view.map(|view| &view.primary);
             primary.filter(|primary| primary.name == self.options.node).map(|p| p.timeline)
         };
-        let asked_at = self.asked_at.replace(Instant::now());
-        if published.is_some() && asked_at.is_some_and(|at| at.elapsed() < PUBLISHED_INTERVAL) {
-            self.asked_at = asked_at;
+        let interval = if published.is_some() { PUBLISHED_INTERVAL } else { BURST_INTERVAL };
+        if self.asked_at.is_some_and(|at| at.elapsed() < interval) {
             return false;
         }
+        self.asked_at = Some(Instant::now());
         let Ok(facts) = self.postgres.facts().await else { return false };
         !facts.in_recovery && published != Some(facts.timeline)
     }
