@@ -2,7 +2,7 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use slog::{Logger, error};
+use slog::{Logger, info};
 use tokio::{net::TcpListener, sync::watch};
 
 use super::{
@@ -12,7 +12,6 @@ use super::{
 use crate::{
     config::Config,
     edge::{address::AddressError, etcd::Etcd, files::FileError, pgbouncer::Console},
-    error::chain,
     exit::Exit,
     model::registration::{AgentKind, Registration},
     work::{
@@ -85,8 +84,12 @@ impl Daemon {
         log: Logger,
     ) -> Result<Self, DaemonError> {
         let (switch, stop) = Stop::new();
+        let identity = super::parts::identity(config).await?;
+        info!(log, "starting"; "event" => "daemon.start", "kind" => %kind,
+            "host" => &identity.name, "address" => %identity.address,
+            "version" => env!("CARGO_PKG_VERSION"));
         Ok(Self {
-            identity: super::parts::identity(config).await?,
+            identity,
             etcd: super::parts::etcd(config)?,
             gate: SharedGate::default(),
             token: super::parts::token(config)?,
@@ -143,11 +146,7 @@ impl Daemon {
         let options = ApiOptions { host: name, kind: self.kind, token: self.token.clone() };
         let api = Api::new(options, parts, self.log.clone());
         let (stop, log) = (self.stop.clone(), self.log.clone());
-        self.spawn("api", async move {
-            if let Err(error) = api::serve(listener, api, stop, log.clone()).await {
-                error!(log, "the API ended"; "event" => "api.serve.fail", "error" => %chain(&error));
-            }
-        });
+        self.spawn("api", api::run(listener, api, stop, log));
         let ttl = config.api.registration_ttl.get();
         let (etcd, stop, log) = (Arc::clone(&self.etcd), self.stop.clone(), self.log.clone());
         self.spawn("registration", register::run(etcd, registration, ttl, stop, log));

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use prometheus::{Gauge, IntCounter, IntGauge};
-use slog::{Logger, info};
+use slog::Logger;
 use tokio::sync::watch;
 
 use super::{
@@ -31,8 +31,6 @@ pub(super) async fn run(config: Config, log: Logger) -> Exit {
 
 async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     let mut daemon = Daemon::new(config, AgentKind::Proxy, log.clone()).await?;
-    info!(log, "keeping PgBouncer pointed at the primary"; "event" => "daemon.start",
-        "host" => &daemon.identity.name, "version" => env!("CARGO_PKG_VERSION"));
     let consoles = daemon::consoles(config);
     let options = ProxyOptions {
         templates: templates(config),

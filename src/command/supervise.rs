@@ -3,7 +3,7 @@
 use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use prometheus::{Gauge, IntCounterVec, IntGauge};
-use slog::{Logger, info};
+use slog::Logger;
 use tokio::sync::watch;
 
 use super::daemon::{self, Daemon, DaemonError};
@@ -39,8 +39,6 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     let pacemaker = Arc::new(Pacemaker::new(Processes, pacemaker_options(config)));
     let postgres = Arc::new(Postgres::new(postgres_options(config)));
     let etcd = Arc::clone(&daemon.etcd);
-    info!(log, "supervising"; "event" => "daemon.start", "node" => &node,
-        "address" => %daemon.identity.address, "version" => env!("CARGO_PKG_VERSION"));
 
     let options = PublishOptions {
         node: node.clone(),
