@@ -7,8 +7,6 @@ pub const LOCK: &str = "/failover";
 
 /// Purpose of an attempt that moves the primary.
 pub const FAILOVER: &str = "failover";
-/// Its steps from the one in which another node may become primary.
-const MOVING: [&str; 5] = ["migrate", "follow", "resume", "unmigrate", "verify"];
 
 /// Who holds the failover lock, and what for. The key's create revision is its fencing token.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -50,6 +48,6 @@ impl Attempt {
 
     /// Whether a new primary may be this attempt's work; it writes that into the history itself.
     pub fn moves_the_primary(&self) -> bool {
-        self.purpose == FAILOVER && MOVING.contains(&self.step.as_str())
+        self.purpose == FAILOVER && self.phase() != Phase::Before
     }
 }
