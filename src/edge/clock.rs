@@ -23,6 +23,11 @@ pub fn age(instant: &str) -> Option<Duration> {
     Some(now().duration_since(instant).unwrap_or_default())
 }
 
+/// How long ago `instant` was; `None` when it lies ahead.
+pub fn age_of(instant: SystemTime) -> Option<Duration> {
+    now().duration_since(instant).ok()
+}
+
 /// Milliseconds since 1970.
 pub fn unix_ms() -> u64 {
     let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();

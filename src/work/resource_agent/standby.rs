@@ -17,6 +17,7 @@ use super::{
 use crate::{
     edge::{
         agent_sql::{Local, State},
+        clock,
         command::Run,
     },
     model::agent::{
@@ -90,7 +91,7 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
 /// monitor.
 fn was_just_demoted<R: Run + Clone>(agent: &Agent<R>) -> bool {
     let left = fs::metadata(agent.demoted_file()).and_then(|mark| mark.modified()).ok();
-    left.and_then(|at| at.elapsed().ok()).is_some_and(|age| age < HEIR_FIRST)
+    left.and_then(clock::age_of).is_some_and(|age| age < HEIR_FIRST)
 }
 
 /// Reads the CIB. While nothing streams in to a node that may not be promoted itself, and that knows of no
