@@ -18,7 +18,7 @@ use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
 
 pub use self::{logical_slots::LogicalSlot, walsenders::Walsender};
 use crate::model::{
-    cluster::Standby, console::Backend, primary::LocalFacts, terminated::Terminated,
+    cluster::Standby, console::Backend, primary::LocalFacts, span::millis, terminated::Terminated,
 };
 
 /// How to reach the local Postgres.
@@ -78,8 +78,7 @@ pub struct OpenTransaction {
 impl From<OpenTransaction> for Terminated {
     fn from(open: OpenTransaction) -> Self {
         let OpenTransaction { pid, user, database, application, state, age, query } = open;
-        let age_ms = u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
-        Self { pid, user, database, application, state, age_ms, query }
+        Self { pid, user, database, application, state, age_ms: millis(age), query }
     }
 }
 

@@ -17,6 +17,7 @@ pub mod pgbouncer_ini;
 pub mod primary;
 pub mod problem;
 pub mod registration;
+pub mod span;
 pub mod status;
 pub mod status_check;
 pub mod successor;

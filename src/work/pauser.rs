@@ -28,6 +28,7 @@ use crate::{
         console::Blocker,
         fence::StaleToken,
         pause::{Claim, NotBegun, PauseBook, Taken},
+        span::millis,
     },
 };
 
@@ -337,8 +338,4 @@ impl Inner {
     fn book(&self) -> MutexGuard<'_, PauseBook> {
         self.book.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-fn millis(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

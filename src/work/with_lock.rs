@@ -15,7 +15,7 @@ use crate::{
         lock::{Acquired, Lock, LockError, LockOptions},
     },
     error::chain,
-    model::attempt::Attempt,
+    model::{attempt::Attempt, span::millis},
 };
 
 /// How long a killed process may take to be gone.
@@ -178,8 +178,4 @@ fn attempt(options: &WithLockOptions) -> Attempt {
         step: "running".to_owned(),
         pause_deadline_unix_ms: 0,
     }
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -9,7 +9,7 @@ use tonic::{
 };
 
 use super::{BUSY, REASON, STALE_TOKEN, pb};
-use crate::model::{cluster::Primary, terminated::Terminated};
+use crate::model::{cluster::Primary, span::millis, terminated::Terminated};
 
 /// How agents are reached.
 #[derive(Debug, Clone)]
@@ -283,8 +283,4 @@ fn innermost(status: &Status) -> String {
         cause = error.source();
     }
     words
-}
-
-fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }

@@ -16,6 +16,7 @@ use crate::{
         cluster::{ClusterView, Primary},
         console::Blocker,
         pause::Claim,
+        span::millis,
     },
     work::checks::Terms,
 };
@@ -74,7 +75,7 @@ impl Api {
         info!(self.log, "answered a call"; "event" => "api.call.end", "call" => call,
             "attempt" => &claim.attempt, "fencing_token" => claim.token, "result" => ?code,
             "message" => message,
-            "duration_ms" => u64::try_from(began.elapsed().as_millis()).unwrap_or(u64::MAX));
+            "duration_ms" => millis(began.elapsed()));
         result.map(Response::new)
     }
 }
@@ -206,8 +207,7 @@ impl pb::agent_server::Agent for Api {
         let mover = part(&self.parts.mover, "Postgres to prepare")?;
         self.carry_out("prepare", claim, limit + GRACE, async move {
             let took = mover.prepare(limit).await.map_err(|error| answer::failed(&error))?;
-            let checkpoint_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-            Ok(pb::PrepareResponse { checkpoint_ms })
+            Ok(pb::PrepareResponse { checkpoint_ms: millis(took) })
         })
         .await
     }

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use super::{
     Failover,
     agents::{self, Agent, Candidate},
-    pipeline::{Trouble, TroubleKind, millis},
+    pipeline::{Trouble, TroubleKind},
     progress::Event,
     together,
 };
@@ -19,6 +19,7 @@ use crate::{
         cluster::ClusterView,
         finding::{Finding, OVERRIDABLE, Severity},
         registration::{AgentKind, Registration},
+        span::millis,
     },
 };
 

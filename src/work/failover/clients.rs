@@ -18,6 +18,7 @@ use crate::{
         peer::{PeerError, pb},
     },
     error::chain,
+    model::span::millis,
     work::shutdown::Stop,
 };
 
@@ -54,9 +55,9 @@ impl Failover {
         let began = Instant::now();
         let deadline = began + options.pause_expiry;
         let unix_deadline = clock::unix_ms()
-            + super::pipeline::millis(options.pause_expiry)
+            + millis(options.pause_expiry)
             // The agents' clocks start when the request arrives.
-            + super::pipeline::millis(CALL_GRACE);
+            + millis(CALL_GRACE);
         let who = {
             let mut state = self.state();
             state.pause_deadline = Some(deadline);

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::time::{Instant, timeout};
 
 use super::progress::{Event, Progress};
+use crate::model::span::millis;
 
 pub type Act<'a> = Pin<Box<dyn Future<Output = Result<(), Trouble>> + Send + 'a>>;
 pub type UndoAct<'a> = Pin<Box<dyn Future<Output = Vec<Dirt>> + Send + 'a>>;
@@ -208,10 +209,6 @@ async fn undo_begun<T: Interruptible + Sync>(
         report.undo_ms = Some(millis(took));
         outcome.dirty.extend(dirty);
     }
-}
-
-pub(super) fn millis(span: Duration) -> u64 {
-    u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

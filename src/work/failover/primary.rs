@@ -11,12 +11,15 @@ use super::{
     Failover,
     agents::{self, Agent, supervises},
     clients::{CALL_GRACE, join},
-    pipeline::{Dirt, Trouble, TroubleKind, millis},
+    pipeline::{Dirt, Trouble, TroubleKind},
 };
 use crate::{
     edge::peer::{PeerError, pb},
     error::chain,
-    model::cluster::{ClusterView, Primary},
+    model::{
+        cluster::{ClusterView, Primary},
+        span::millis,
+    },
     work::mover::PATIENCE,
 };
 

@@ -4,11 +4,8 @@ use std::time::Duration;
 
 use slog::{Logger, info, warn};
 
-use super::{
-    check::Found,
-    pipeline::{Dirt, millis},
-};
-use crate::model::terminated::Terminated;
+use super::{check::Found, pipeline::Dirt};
+use crate::model::{span::millis, terminated::Terminated};
 
 /// One thing that happened.
 #[derive(Debug)]

@@ -9,7 +9,7 @@ use super::{
     FailoverOptions, State,
     agents::{Tier, pausers},
     check::{Found, OPEN_TRANSACTIONS},
-    pipeline::{Dirt, Outcome, StepReport, StepState, Stopped, TroubleKind, millis},
+    pipeline::{Dirt, Outcome, StepReport, StepState, Stopped, TroubleKind},
 };
 use crate::{
     edge::clock,
@@ -19,6 +19,7 @@ use crate::{
         cluster::Primary,
         finding::Severity,
         history::{Expected, ExpectedStep, RUNNING, Spread},
+        span::millis,
         terminated::Terminated,
     },
 };

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use slog::{error, info, warn};
 
-use super::{Pauser, expiry::arm, millis};
+use super::{Pauser, expiry::arm};
 use crate::{
     edge::{clock, etcd::Etcd},
     error::chain,
@@ -12,6 +12,7 @@ use crate::{
         attempt::{Attempt, LOCK},
         fence::LockSeen,
         pause::Claim,
+        span::millis,
     },
 };
 

@@ -35,10 +35,13 @@ use crate::{
         command::{Processes, Run},
         streams,
     },
-    model::agent::{
-        code::OcfCode,
-        condition::Process,
-        parameters::{Parameters, budget, is_notified, is_probe},
+    model::{
+        agent::{
+            code::OcfCode,
+            condition::Process,
+            parameters::{Parameters, budget, is_notified, is_probe},
+        },
+        span::millis,
     },
 };
 
@@ -56,7 +59,7 @@ pub async fn run(action: &str, env: &BTreeMap<String, String>, log: &Logger) -> 
         | "validate-all" => dispatch(action, env, log, begun).await,
         _ => Err(Failure::new(OcfCode::Unimplemented, format!("there is no action {action}"))),
     };
-    let elapsed_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let elapsed_ms = millis(begun.elapsed());
     match result {
         Ok(code) => {
             if action == "start" {
