@@ -40,6 +40,8 @@ pub enum EtcdError {
         #[source]
         source: etcd_client::Error,
     },
+    #[error("etcd ended the watch: {reason}")]
+    Canceled { reason: String },
     #[error("the etcd lease {lease:x} is gone")]
     LeaseGone { lease: i64 },
 }
@@ -298,14 +300,16 @@ impl Etcd {
             .await?;
         let ended = loop {
             match stream.message().await {
-                Ok(Some(message)) if message.canceled() => break Ok(()),
+                Ok(Some(message)) if message.canceled() => {
+                    break Err(EtcdError::Canceled { reason: message.cancel_reason().to_owned() });
+                }
                 Ok(Some(_)) => wake.notify_one(),
                 Ok(None) => break Ok(()),
                 Err(source) => break Err(EtcdError::Refused { what: "go on watching", source }),
             }
         };
-        // The member may be the one in trouble.
-        member.has_failed();
+        // The member may be the one in trouble, or the token.
+        member.has_failed().await;
         ended
     }
 

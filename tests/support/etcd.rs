@@ -1,6 +1,6 @@
 //! A real etcd of one member.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use nix::sys::signal::Signal;
 use pgcm::edge::etcd::{Etcd, EtcdOptions};
@@ -12,15 +12,26 @@ pub struct EtcdServer {
     dir: tempfile::TempDir,
     port: u16,
     peer_port: u16,
+    /// More arguments, such as `--auth-token-ttl`.
+    extra: Vec<String>,
+    /// User and password, once [`EtcdServer::enable_auth`] made them.
+    user: Option<(String, String)>,
 }
 
 /// Starts etcd and waits until it answers.
 pub async fn start_etcd() -> EtcdServer {
+    start_etcd_with(&[]).await
+}
+
+/// The same, with more arguments.
+pub async fn start_etcd_with(extra: &[&str]) -> EtcdServer {
     let mut server = EtcdServer {
         process: None,
         dir: tempfile::tempdir().expect("a directory"),
         port: free_port(),
         peer_port: free_port(),
+        extra: extra.iter().map(|&arg| arg.to_owned()).collect(),
+        user: None,
     };
     server.start().await;
     server
@@ -31,8 +42,9 @@ impl EtcdServer {
     pub async fn start(&mut self) {
         let client = format!("http://127.0.0.1:{}", self.port);
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
+        let members = format!("one={peer}");
         let data = self.dir.path().join("data");
-        let args = [
+        let mut args = vec![
             "--name",
             "one",
             "--data-dir",
@@ -46,14 +58,14 @@ impl EtcdServer {
             "--initial-advertise-peer-urls",
             &peer,
             "--initial-cluster",
-            &format!("one={peer}"),
+            &members,
             // Of a test that logs in: as little work as there can be.
             "--bcrypt-cost",
             "4",
         ];
-        let program = PathBuf::from("/usr/bin/etcd");
+        args.extend(self.extra.iter().map(String::as_str));
         let log = self.dir.path().join("log");
-        self.process = Some(Process::start(&program, &args, &log, false));
+        self.process = Some(Process::start(Path::new("/usr/bin/etcd"), &args, &log, false));
         let etcd = self.client();
         let (etcd, process) = (&etcd, self.process.as_ref().expect("just started"));
         eventually(Duration::from_secs(20), "etcd answers", || async move {
@@ -71,9 +83,42 @@ impl EtcdServer {
         self.process.as_ref().expect("it runs").signal(signal);
     }
 
+    /// Lets in only user root, and user pgcm for what is below `/postgres/`, as README says.
+    pub fn enable_auth(&mut self) {
+        for command in [
+            "user add root --new-user-password=root",
+            "user grant-role root root",
+            "role add pgcm",
+            "role grant-permission pgcm --prefix=true readwrite /postgres/",
+            "user add pgcm --new-user-password=secret",
+            "user grant-role pgcm pgcm",
+            "auth enable",
+        ] {
+            self.etcdctl(command);
+        }
+        self.user = Some(("pgcm".to_owned(), "secret".to_owned()));
+    }
+
+    /// Runs etcdctl as root, with what a shell would take as words of `command`.
+    pub fn etcdctl(&self, command: &str) {
+        let url = self.url();
+        let mut args = vec!["--endpoints", &url];
+        if self.user.is_some() {
+            args.extend(["--user", "root:root"]);
+        }
+        args.extend(command.split(' '));
+        let log = self.dir.path().join("etcdctl.log");
+        Process::start(Path::new("/usr/bin/etcdctl"), &args, &log, false).finish(command);
+    }
+
     /// A client below the namespace `/postgres`.
     pub fn client(&self) -> Arc<Etcd> {
-        client(&self.url(), "/postgres")
+        client_of(self.url(), "/postgres", self.user.clone())
+    }
+
+    /// The same, as `user`.
+    pub fn client_as(&self, user: &str, password: &str) -> Arc<Etcd> {
+        client_of(self.url(), "/postgres", Some((user.to_owned(), password.to_owned())))
     }
 
     pub fn url(&self) -> String {
@@ -83,10 +128,14 @@ impl EtcdServer {
 
 /// A client of whatever is at `url`.
 pub fn client(url: &str, namespace: &str) -> Arc<Etcd> {
+    client_of(url.to_owned(), namespace, None)
+}
+
+fn client_of(url: String, namespace: &str, user: Option<(String, String)>) -> Arc<Etcd> {
     Arc::new(Etcd::new(EtcdOptions {
-        endpoints: vec![url.to_owned()],
+        endpoints: vec![url],
         namespace: namespace.to_owned(),
         call_timeout: Duration::from_secs(1),
-        user: None,
+        user,
     }))
 }

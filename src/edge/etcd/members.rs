@@ -48,8 +48,15 @@ impl Member {
         self.note(None);
     }
 
-    pub(super) fn has_failed(&self) {
+    /// From now on it is asked last for a while, and over a new connection.
+    pub(super) async fn has_failed(&self) {
         self.note(Some(Instant::now()));
+        self.disconnect().await;
+    }
+
+    /// The next call connects, and authenticates, anew.
+    async fn disconnect(&self) {
+        *self.client.lock().await = None;
     }
 
     fn note(&self, failed_at: Option<Instant>) {
@@ -93,7 +100,16 @@ impl Members {
         let mut tried = Vec::new();
         for index in self.turns() {
             let member = &self.members[index];
-            let attempt = async { request(self.client(member).await?).await };
+            let attempt = async {
+                match request(self.client(member).await?).await {
+                    // Nothing was done, so that it can be asked for again.
+                    Err(error) if wants_a_new_token(&error) => {
+                        member.disconnect().await;
+                        request(self.client(member).await?).await
+                    }
+                    answer => answer,
+                }
+            };
             match timeout(self.options.call_timeout, attempt).await {
                 Ok(Ok(value)) => {
                     member.has_answered();
@@ -109,9 +125,7 @@ impl Members {
                     member.endpoint, self.options.call_timeout
                 )),
             }
-            member.has_failed();
-            // A connection that failed is not used again.
-            *member.client.lock().await = None;
+            member.has_failed().await;
         }
         Err(EtcdError::Unreachable { tried })
     }
@@ -121,15 +135,22 @@ impl Members {
         if let Some(client) = slot.as_ref() {
             return Ok(client.clone());
         }
-        let limit = self.options.call_timeout;
-        let mut options = ConnectOptions::new()
-            .with_connect_timeout(limit)
+        let anonymous = ConnectOptions::new()
+            .with_connect_timeout(self.options.call_timeout)
             .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2))
             .with_require_leader(true);
-        if let Some((name, password)) = &self.options.user {
-            options = options.with_user(name, password).with_auto_token_refresh(true);
-        }
-        let client = Client::connect([member.endpoint.as_str()], Some(options)).await?;
+        let options = match &self.options.user {
+            Some((name, password)) => anonymous.clone().with_user(name, password),
+            None => anonymous.clone(),
+        };
+        let endpoint = [member.endpoint.as_str()];
+        let client = match Client::connect(endpoint, Some(options)).await {
+            // Whoever turns users on or off need not do so on all machines at one moment.
+            Err(error) if says(&error, NO_USERS) => {
+                Client::connect(endpoint, Some(anonymous)).await?
+            }
+            connected => connected?,
+        };
         *slot = Some(client.clone());
         Ok(client)
     }
@@ -142,6 +163,26 @@ impl Members {
         turns.sort_by_key(|&index| self.members[index].is_suspect());
         turns
     }
+}
+
+const NO_USERS: &str = "etcdserver: authentication is not enabled";
+
+/// Whether etcd did not look at the request, for want of a token that counts.
+///
+/// One expires, and is lost with the member that gave it. A signed one counts until any user or role
+/// changes, and an empty one until users are turned on.
+fn wants_a_new_token(error: &etcd_client::Error) -> bool {
+    [
+        "etcdserver: invalid auth token",
+        "etcdserver: revision of auth store is old",
+        "etcdserver: user name is empty",
+    ]
+    .iter()
+    .any(|message| says(error, message))
+}
+
+fn says(error: &etcd_client::Error, message: &str) -> bool {
+    matches!(error, etcd_client::Error::GRpcStatus(status) if status.message() == message)
 }
 
 /// Whether the trouble lies with the member rather than with the request.
@@ -167,8 +208,8 @@ fn worth_another_member(error: &etcd_client::Error) -> bool {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_member_that_failed_is_asked_last_for_a_while() {
+    #[tokio::test]
+    async fn a_member_that_failed_is_asked_last_for_a_while() {
         let members = Members::of(EtcdOptions {
             endpoints: ["a", "b", "c"].map(str::to_owned).to_vec(),
             namespace: String::new(),
@@ -177,7 +218,7 @@ mod tests {
         });
         members.preferred.store(1, Ordering::Relaxed);
         assert_eq!(members.turns(), [1, 2, 0]);
-        members.members[1].has_failed();
+        members.members[1].has_failed().await;
         assert_eq!(members.turns(), [2, 0, 1]);
         members.members[1].has_answered();
         assert_eq!(members.turns(), [1, 2, 0]);
