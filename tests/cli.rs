@@ -158,6 +158,30 @@ fn a_token_that_others_can_read_is_refused() {
 }
 
 #[test]
+fn certificates_that_cannot_be_used_are_named() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (ca, key) = (dir.path().join("ca.pem"), dir.path().join("own.key"));
+    let path = dir.path().join("config.toml");
+    let files = format!("ca-file = {ca:?}\ncert-file = {ca:?}\nkey-file = {key:?}\n");
+    fs::write(&path, format!("[etcd]\nendpoints = [\"https://a:2379\"]\n{files}"))
+        .expect("writable");
+    let refused = |words: &[&str]| {
+        let output = pgcm(&["--config-file", &path.to_string_lossy(), "check-config"]);
+        assert_eq!(output.status.code(), Some(2));
+        let said = text(&output.stderr);
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?} in {said}");
+    };
+    refused(&["cannot read", "ca.pem"]);
+    fs::write(&ca, "no certificate").expect("writable");
+    refused(&["ca.pem holds no certificate"]);
+    fs::write(&ca, include_str!("data/ca.pem")).expect("writable");
+    fs::write(&key, "no key").expect("writable");
+    refused(&["own.key may be read by others", "chmod 600"]);
+    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("chmod");
+    refused(&["ca.pem and", "own.key are no certificate and its key"]);
+}
+
+#[test]
 fn status_without_etcd_ends_with_3_and_names_the_member() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let path = dir.path().join("config.toml");

@@ -24,6 +24,7 @@ fn client(endpoints: &[&str]) -> Etcd {
         namespace: "/postgres".to_owned(),
         call_timeout: CALL,
         user: None,
+        tls: None,
     })
 }
 

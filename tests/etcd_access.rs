@@ -1,15 +1,18 @@
-//! The etcd client against a real etcd that knows users.
+//! The etcd client against a real etcd that lets not everybody in: users and certificates.
 
 mod support;
 
-use std::{convert::Infallible, fs, sync::Arc, time::Duration};
+use std::{convert::Infallible, fs, path::Path, sync::Arc, time::Duration};
 
 use pgcm::{
-    edge::etcd::{Etcd, Expect, Put, Swap},
+    edge::etcd::{Etcd, EtcdOptions, Expect, Put, Swap, tls::Tls},
     error::chain,
     telemetry::log::discard,
 };
-use support::etcd::{EtcdServer, start_etcd, start_etcd_with};
+use support::{
+    certificates::Authority,
+    etcd::{EtcdServer, start_etcd, start_etcd_over_tls, start_etcd_with},
+};
 use tokio::{sync::Notify, task::JoinHandle, time::timeout};
 
 const SOON: Duration = Duration::from_secs(5);
@@ -31,6 +34,17 @@ async fn signed_tokens(dir: &tempfile::TempDir) -> EtcdServer {
     let mut server = start_etcd_with(&["--auth-token", &tokens]).await;
     server.enable_auth();
     server
+}
+
+/// A client that calls itself pgcm.
+fn as_user(server: &EtcdServer, password: &str) -> Etcd {
+    let user = Some(("pgcm".to_owned(), password.to_owned()));
+    Etcd::new(EtcdOptions { user, ..server.options() })
+}
+
+/// Why a call fails.
+async fn refusal(etcd: &Etcd) -> String {
+    chain(&etcd.get("/a").await.expect_err("refused")).to_string()
 }
 
 fn put(key: &str, value: &str, lease: i64) -> Put {
@@ -115,7 +129,7 @@ async fn a_watch_begins_though_users_changed() {
 #[tokio::test]
 async fn users_can_be_turned_on_and_off_under_a_client_that_is_one() {
     let mut server = start_etcd().await;
-    let etcd = server.client_as("pgcm", "secret");
+    let etcd = as_user(&server, "secret");
     do_everything(&etcd).await;
     server.enable_auth();
     do_everything(&etcd).await;
@@ -127,7 +141,56 @@ async fn users_can_be_turned_on_and_off_under_a_client_that_is_one() {
 #[tokio::test]
 async fn a_wrong_password_is_refused_with_its_reason() {
     let server = simple_tokens().await;
-    let error = server.client_as("pgcm", "wrong").get("/a").await.expect_err("refused");
-    let error = chain(&error).to_string();
+    let error = refusal(&as_user(&server, "wrong")).await;
     assert!(error.contains("invalid user ID or password"), "{error}");
+}
+
+/// etcd whose certificate `authority` signs, with more arguments.
+async fn over_tls(authority: &Authority, more: &[&str], tls: Tls) -> EtcdServer {
+    authority.sign("member", "127.0.0.1");
+    let (certificate, key) = (authority.certificate("member"), authority.key("member"));
+    let own = ["--cert-file", text(&certificate), "--key-file", text(&key)];
+    start_etcd_over_tls(&[&own, more].concat(), tls).await
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("UTF-8")
+}
+
+fn trusting(authority: &Authority) -> Tls {
+    Tls::trusting(&authority.certificate("ca")).expect("readable")
+}
+
+#[tokio::test]
+async fn a_member_whose_ca_is_known_is_asked_over_tls_and_no_other() {
+    let authority = Authority::new();
+    let server = over_tls(&authority, &[], trusting(&authority)).await;
+    do_everything(&server.client()).await;
+    let (wake, watcher) = watch(&server.client());
+    awaited(&wake, "the watch begins").await;
+    watcher.abort();
+
+    let other = Authority::new();
+    let stranger = Etcd::new(EtcdOptions { tls: Some(trusting(&other)), ..server.options() });
+    let error = refusal(&stranger).await;
+    let checked = format!("checked with {}", other.certificate("ca").display());
+    assert!(error.contains(&server.url()) && error.contains(&checked), "{error}");
+}
+
+#[tokio::test]
+async fn a_member_that_wants_a_certificate_is_shown_one() {
+    let authority = Authority::new();
+    authority.sign("pgcm", "127.0.0.1");
+    let ca = authority.certificate("ca");
+    let demand = ["--client-cert-auth", "--trusted-ca-file", text(&ca)];
+    let showing = trusting(&authority)
+        .showing(&authority.certificate("pgcm"), &authority.key("pgcm"))
+        .expect("a pair");
+    let server = over_tls(&authority, &demand, showing).await;
+    do_everything(&server.client()).await;
+
+    let tls = Some(trusting(&authority));
+    let nobody = Etcd::new(EtcdOptions { tls, ..server.options() });
+    let error = refusal(&nobody).await;
+    assert!(error.contains("see etcd.cert-file"), "{error}");
 }

@@ -10,8 +10,7 @@ pub(super) fn run(path: &Path) -> Exit {
         Ok(config) => config,
         Err(error) => return complain(&error, Exit::Usage),
     };
-    let secrets = parts::token(&config).and_then(|_| parts::etcd_user(&config));
-    match secrets {
+    match parts::etcd(&config).and_then(|_| Ok(parts::token(&config)?)) {
         Ok(_) => say(format_args!("{} is fine\n", path.display()), Exit::Done),
         Err(error) => complain(&error, Exit::Usage),
     }

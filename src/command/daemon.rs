@@ -34,8 +34,8 @@ const GRACE: Duration = Duration::from_secs(10);
 /// Why a daemon cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DaemonError {
-    #[error("cannot tell who this machine is")]
-    Identity(#[from] PartsError),
+    #[error(transparent)]
+    Parts(#[from] PartsError),
     #[error("cannot read a secret")]
     Secret(#[from] FileError),
     #[error("cannot serve the API")]
@@ -54,7 +54,7 @@ impl DaemonError {
     /// What the configuration asks for may be right, and only be not to be had now.
     fn exit(&self) -> Exit {
         let is_outside = match self {
-            Self::Identity(PartsError::NoAddress(AddressError::Resolve { .. })) => true,
+            Self::Parts(PartsError::NoAddress(AddressError::Resolve { .. })) => true,
             Self::Api(ApiError::Listen { source, .. }) | Self::Web { source, .. } => {
                 source.kind() == io::ErrorKind::AddrInUse
             }
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn only_what_somebody_has_to_write_otherwise_is_a_wrong_configuration() {
         let host = || "pg01".to_owned();
-        let no_address = |error| DaemonError::Identity(PartsError::NoAddress(error));
+        let no_address = |error| DaemonError::Parts(PartsError::NoAddress(error));
         let listen = |kind: io::ErrorKind| {
             let address = SocketAddr::from(([127, 0, 0, 1], 1));
             let api = DaemonError::Api(ApiError::Listen { address, source: kind.into() });

@@ -1,14 +1,17 @@
 //! Pieces that several subcommands make from the configuration.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{net::IpAddr, path::PathBuf, sync::Arc};
 
 use slog::Level;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     edge::{
         address::{self, AddressError},
-        etcd::{Etcd, EtcdOptions},
+        etcd::{
+            Etcd, EtcdOptions,
+            tls::{Tls, TlsError},
+        },
         files::{self, FileError},
     },
     telemetry::log::Format,
@@ -20,6 +23,10 @@ pub(super) enum PartsError {
     NoName(#[source] AddressError),
     #[error("cannot tell at which address others reach this machine; set node.address")]
     NoAddress(#[source] AddressError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Tls(#[from] TlsError),
 }
 
 /// Who this machine is.
@@ -47,21 +54,35 @@ pub(super) fn node_name(config: &Config) -> Result<String, PartsError> {
     address::host_name().map_err(PartsError::NoName)
 }
 
-pub(super) fn etcd(config: &Config) -> Result<Arc<Etcd>, FileError> {
+/// # Errors
+/// When a secret or a certificate cannot be read; etcd itself is not asked yet.
+pub(super) fn etcd(config: &Config) -> Result<Arc<Etcd>, PartsError> {
     Ok(Arc::new(Etcd::new(EtcdOptions {
         endpoints: config.etcd.endpoints.clone(),
         namespace: config.etcd.namespace.clone(),
         call_timeout: config.etcd.call_timeout.get(),
-        user: etcd_user(config)?,
+        user: etcd_user(&config.etcd)?,
+        tls: etcd_tls(&config.etcd)?,
     })))
 }
 
-pub(super) fn etcd_user(config: &Config) -> Result<Option<(String, String)>, FileError> {
-    let section = &config.etcd;
+fn etcd_user(section: &config::Etcd) -> Result<Option<(String, String)>, FileError> {
     if section.username.is_empty() {
         return Ok(None);
     }
     Ok(Some((section.username.clone(), files::read_secret(&section.password_file)?)))
+}
+
+fn etcd_tls(section: &config::Etcd) -> Result<Option<Tls>, TlsError> {
+    let given = |path: &PathBuf| !path.as_os_str().is_empty();
+    if !given(&section.ca_file) {
+        return Ok(None);
+    }
+    let tls = Tls::trusting(&section.ca_file)?;
+    if !given(&section.cert_file) {
+        return Ok(Some(tls));
+    }
+    tls.showing(&section.cert_file, &section.key_file).map(Some)
 }
 
 /// The shared token that changing calls must carry, if one is configured.

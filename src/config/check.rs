@@ -2,10 +2,11 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    path::Path,
     time::Duration,
 };
 
-use super::{Config, section::Span};
+use super::{Config, Etcd, section::Span};
 
 /// What in `config` cannot work, one sentence each; empty when all is well.
 pub fn problems(config: &Config) -> Vec<String> {
@@ -13,6 +14,7 @@ pub fn problems(config: &Config) -> Vec<String> {
     limits(config, &mut found);
     addresses(config, &mut found);
     names(config, &mut found);
+    etcd(&config.etcd, &mut found);
     found
 }
 
@@ -103,22 +105,6 @@ fn names(config: &Config, found: &mut Vec<String>) {
             ));
         }
     }
-    if config.etcd.endpoints.is_empty() {
-        found.push("etcd.endpoints is empty; name at least one member's client URL".to_owned());
-    }
-    for endpoint in &config.etcd.endpoints {
-        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
-            found.push(format!(
-                "etcd.endpoints has `{endpoint}`; give a URL such as http://pg01:2379"
-            ));
-        }
-    }
-    let namespace = &config.etcd.namespace;
-    if !namespace.starts_with('/') || namespace.len() < 2 || namespace.ends_with('/') {
-        found.push(format!(
-            "etcd.namespace is `{namespace}`; it must start, but not end, with a slash, such as /postgres"
-        ));
-    }
     if config.pacemaker.resource.is_empty() {
         found.push("pacemaker.resource is empty; name the Postgres primitive".to_owned());
     }
@@ -136,5 +122,47 @@ fn names(config: &Config, found: &mut Vec<String>) {
             "log.level is `{}`; give error, warning, info or debug",
             config.log.level
         ));
+    }
+}
+
+fn etcd(etcd: &Etcd, found: &mut Vec<String>) {
+    if etcd.endpoints.is_empty() {
+        found.push("etcd.endpoints is empty; name at least one member's client URL".to_owned());
+    }
+    for endpoint in &etcd.endpoints {
+        if !endpoint.starts_with("http://") && !endpoint.starts_with("https://") {
+            found.push(format!(
+                "etcd.endpoints has `{endpoint}`; give a URL such as http://pg01:2379"
+            ));
+        }
+    }
+    let namespace = &etcd.namespace;
+    if !namespace.starts_with('/') || namespace.len() < 2 || namespace.ends_with('/') {
+        found.push(format!(
+            "etcd.namespace is `{namespace}`; it must start, but not end, with a slash, such as /postgres"
+        ));
+    }
+    let given = |path: &Path| !path.as_os_str().is_empty();
+    let secure = |endpoint: &String| endpoint.starts_with("https://");
+    if etcd.endpoints.iter().any(secure) {
+        if !etcd.endpoints.iter().all(secure) {
+            found.push("etcd.endpoints has http:// and https://; give all as https://".to_owned());
+        }
+        if !given(&etcd.ca_file) {
+            found.push(
+                "etcd.endpoints has https://, but etcd.ca-file is empty; name the file of the CA that signed \
+                 the members' certificates, or the system's, such as /etc/ssl/certs/ca-certificates.crt"
+                    .to_owned(),
+            );
+        }
+    } else if given(&etcd.ca_file) || given(&etcd.cert_file) {
+        found.push(
+            "etcd.ca-file and etcd.cert-file are for https://, but etcd.endpoints has http://"
+                .to_owned(),
+        );
+    }
+    if given(&etcd.cert_file) != given(&etcd.key_file) {
+        found
+            .push("etcd.cert-file and etcd.key-file belong together; give both or none".to_owned());
     }
 }

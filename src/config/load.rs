@@ -86,4 +86,18 @@ mod tests {
         let error = refused("[pacemaker]\nconstraint-lifetime = \"15m\"\n");
         assert!(error.contains("constraint-lifetime") && error.contains("10m"), "{error}");
     }
+
+    #[test]
+    fn https_that_cannot_be_checked_or_is_not_for_all_members_is_refused() {
+        let etcd = |lines: &str| refused(&format!("[etcd]\n{lines}\n"));
+        let secure = "endpoints = [\"https://a:2379\"]\n";
+        let error = etcd(secure);
+        assert!(error.contains("etcd.ca-file is empty"), "{error}");
+        let error = etcd("endpoints = [\"https://a:2379\", \"http://b:2379\"]\nca-file = \"ca\"");
+        assert!(error.contains("give all as https://"), "{error}");
+        let error = etcd("ca-file = \"ca\"");
+        assert!(error.contains("are for https://"), "{error}");
+        let error = etcd(&format!("{secure}ca-file = \"ca\"\ncert-file = \"own\""));
+        assert!(error.contains("give both or none"), "{error}");
+    }
 }

@@ -39,7 +39,7 @@ section! {
 section! {
     /// The store of cluster state.
     pub struct Etcd {
-        /// Client URLs of all members. They are tried in turn.
+        /// Client URLs of all members, either all `http://` or all `https://`. They are tried in turn.
         "endpoints" endpoints: Vec<String> = vec!["http://127.0.0.1:2379".to_owned()],
         /// All of pgcm's keys stand below this prefix.
         "namespace" namespace: String = "/postgres".to_owned(),
@@ -49,6 +49,13 @@ section! {
         "username" username: String = String::new(),
         /// File with the etcd user's password; only its owner may read it.
         "password-file" password_file: PathBuf = PathBuf::new(),
+        /// File with the certificates of the CAs that members' certificates are signed by, as PEM. For
+        /// `https://` URLs, and needed by them.
+        "ca-file" ca_file: PathBuf = PathBuf::new(),
+        /// File with the certificate that pgcm shows to members, as PEM. Empty: none.
+        "cert-file" cert_file: PathBuf = PathBuf::new(),
+        /// File with that certificate's key, as PEM without a passphrase; only its owner may read it.
+        "key-file" key_file: PathBuf = PathBuf::new(),
     }
 }
 

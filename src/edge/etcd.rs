@@ -4,6 +4,7 @@
 //! answers from the past.
 
 mod members;
+pub mod tls;
 
 use std::{convert::Infallible, time::Duration};
 
@@ -14,7 +15,7 @@ use etcd_client::{
 use slog::{Logger, debug};
 use tokio::sync::Notify;
 
-use self::members::Members;
+use self::{members::Members, tls::Tls};
 use crate::error::chain;
 
 /// How to reach etcd.
@@ -28,6 +29,8 @@ pub struct EtcdOptions {
     pub call_timeout: Duration,
     /// User and password, when etcd asks for them.
     pub user: Option<(String, String)>,
+    /// For URLs that begin with `https://`, and only for them.
+    pub tls: Option<Tls>,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -3,7 +3,7 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use nix::sys::signal::Signal;
-use pgcm::edge::etcd::{Etcd, EtcdOptions};
+use pgcm::edge::etcd::{Etcd, EtcdOptions, tls::Tls};
 
 use super::{eventually, free_port, process::Process};
 
@@ -16,6 +16,8 @@ pub struct EtcdServer {
     extra: Vec<String>,
     /// User and password, once [`EtcdServer::enable_auth`] made them.
     user: Option<(String, String)>,
+    /// What its clients use, if it speaks only https.
+    tls: Option<Tls>,
 }
 
 /// Starts etcd and waits until it answers.
@@ -25,6 +27,15 @@ pub async fn start_etcd() -> EtcdServer {
 
 /// The same, with more arguments.
 pub async fn start_etcd_with(extra: &[&str]) -> EtcdServer {
+    start(extra, None).await
+}
+
+/// The same, where only https is spoken and `tls` is let in.
+pub async fn start_etcd_over_tls(extra: &[&str], tls: Tls) -> EtcdServer {
+    start(extra, Some(tls)).await
+}
+
+async fn start(extra: &[&str], tls: Option<Tls>) -> EtcdServer {
     let mut server = EtcdServer {
         process: None,
         dir: tempfile::tempdir().expect("a directory"),
@@ -32,6 +43,7 @@ pub async fn start_etcd_with(extra: &[&str]) -> EtcdServer {
         peer_port: free_port(),
         extra: extra.iter().map(|&arg| arg.to_owned()).collect(),
         user: None,
+        tls,
     };
     server.start().await;
     server
@@ -40,7 +52,7 @@ pub async fn start_etcd_with(extra: &[&str]) -> EtcdServer {
 impl EtcdServer {
     /// Starts it again after [`Self::stop`], with its data.
     pub async fn start(&mut self) {
-        let client = format!("http://127.0.0.1:{}", self.port);
+        let client = self.url();
         let peer = format!("http://127.0.0.1:{}", self.peer_port);
         let members = format!("one={peer}");
         let data = self.dir.path().join("data");
@@ -113,29 +125,35 @@ impl EtcdServer {
 
     /// A client below the namespace `/postgres`.
     pub fn client(&self) -> Arc<Etcd> {
-        client_of(self.url(), "/postgres", self.user.clone())
+        Arc::new(Etcd::new(self.options()))
     }
 
-    /// The same, as `user`.
-    pub fn client_as(&self, user: &str, password: &str) -> Arc<Etcd> {
-        client_of(self.url(), "/postgres", Some((user.to_owned(), password.to_owned())))
+    /// What that client is made of.
+    pub fn options(&self) -> EtcdOptions {
+        EtcdOptions {
+            user: self.user.clone(),
+            tls: self.tls.clone(),
+            ..options(&self.url(), "/postgres")
+        }
     }
 
     pub fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://127.0.0.1:{}", self.port)
     }
 }
 
 /// A client of whatever is at `url`.
 pub fn client(url: &str, namespace: &str) -> Arc<Etcd> {
-    client_of(url.to_owned(), namespace, None)
+    Arc::new(Etcd::new(options(url, namespace)))
 }
 
-fn client_of(url: String, namespace: &str, user: Option<(String, String)>) -> Arc<Etcd> {
-    Arc::new(Etcd::new(EtcdOptions {
-        endpoints: vec![url],
+fn options(url: &str, namespace: &str) -> EtcdOptions {
+    EtcdOptions {
+        endpoints: vec![url.to_owned()],
         namespace: namespace.to_owned(),
         call_timeout: Duration::from_secs(1),
-        user,
-    }))
+        user: None,
+        tls: None,
+    }
 }

@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test file uses a part of this")]
 #![allow(clippy::unwrap_used, reason = "a test ends where something is not as it must be")]
 
+pub mod certificates;
 pub mod etcd;
 pub mod failover;
 pub mod fake_cluster;

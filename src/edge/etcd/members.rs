@@ -119,7 +119,7 @@ impl Members {
                 Ok(Err(source)) if !worth_another_member(&source) => {
                     return Err(EtcdError::Refused { what, source });
                 }
-                Ok(Err(error)) => tried.push(format!("{}: {}", member.endpoint, chain(&error))),
+                Ok(Err(error)) => tried.push(self.failure(member, &error)),
                 Err(_) => tried.push(format!(
                     "{}: no answer within {:?}",
                     member.endpoint, self.options.call_timeout
@@ -130,15 +130,26 @@ impl Members {
         Err(EtcdError::Unreachable { tried })
     }
 
+    fn failure(&self, member: &Member, error: &etcd_client::Error) -> String {
+        let words = format!("{}: {}", member.endpoint, chain(error));
+        match self.options.tls.as_ref().and_then(|tls| tls.hint(error)) {
+            Some(hint) => format!("{words}, {hint}"),
+            None => words,
+        }
+    }
+
     async fn client(&self, member: &Member) -> Result<Client, etcd_client::Error> {
         let mut slot = member.client.lock().await;
         if let Some(client) = slot.as_ref() {
             return Ok(client.clone());
         }
-        let anonymous = ConnectOptions::new()
+        let mut anonymous = ConnectOptions::new()
             .with_connect_timeout(self.options.call_timeout)
             .with_keep_alive(Duration::from_secs(2), Duration::from_secs(2))
             .with_require_leader(true);
+        if let Some(tls) = &self.options.tls {
+            anonymous = anonymous.with_tls(tls.options());
+        }
         let options = match &self.options.user {
             Some((name, password)) => anonymous.clone().with_user(name, password),
             None => anonymous.clone(),
@@ -215,6 +226,7 @@ mod tests {
             namespace: String::new(),
             call_timeout: Duration::from_secs(1),
             user: None,
+            tls: None,
         });
         members.preferred.store(1, Ordering::Relaxed);
         assert_eq!(members.turns(), [1, 2, 0]);
