@@ -434,6 +434,27 @@ async fn a_pgbouncer_that_is_away_or_shuts_down_is_named_with_its_remedy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pgbouncer_that_waits_for_clients_to_leave_is_named_and_not_paused() {
+    let (_postgres, pgbouncer) = setup().await;
+    let client = connect(pgbouncer.port, "app").await.unwrap();
+    assert_eq!(value(&client, "SELECT 1").await, "1");
+    // From 1.23 on it serves those that are there, but lets nobody resume it any more.
+    pgbouncer.signal(Signal::SIGTERM);
+    eventually(SECOND, "the signal is seen", || async { pgbouncer.log().contains("SIGTERM") })
+        .await;
+    let terms = Terms { pause_timeout: SECOND, pause_expiry: 25 * SECOND, target: None };
+    let found = checks::findings(&[pgbouncer.console()], &terms, false).await;
+    let told = |finding: &Finding| {
+        finding.check == "pgbouncer-answer"
+            && finding.message.contains("start it, or take its socket")
+    };
+    assert!(found.iter().any(told), "{found:?}");
+    let error = pauser(&[&pgbouncer]).pause(&claim("a", 1), SECOND, LONG).await.unwrap_err();
+    assert!(matches!(error, PauseError::Console { .. }), "{error:?}");
+    assert_eq!(value(&client, "SELECT 2").await, "2", "and so it goes on");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_limit_of_a_single_user_is_read_from_the_file() {
     let (_postgres, pgbouncer) = setup().await;
     let terms = Terms { pause_timeout: SECOND, pause_expiry: 25 * SECOND, target: None };
