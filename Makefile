@@ -13,8 +13,8 @@ export ROUNDS SEED MODE FAULTS LENGTH BROKEN ROWS
 # Every shell file of the checkout, by its first line or by what it tells shellcheck.
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
-INTEGRATION := etcd etcd_access lock postgres pgbouncer publish mover history with_lock status blockers checks proxy failover \
-  admission registrations growth latecomers web
+INTEGRATION := etcd etcd_access lock postgres pgbouncer publish mover history with_lock status blockers checks proxy reload \
+  failover admission registrations growth latecomers web
 BINARIES ?= $(INTEGRATION) agent
 # The resource agent's tests wait most of the time: for servers, for monitors, for limits.
 AGENT_THREADS := RUST_TEST_THREADS=5

@@ -11,7 +11,7 @@ use std::{
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
-use crate::model::console::{Blocker, CONSOLE, Flow, Pool, ShownDatabase};
+use crate::model::console::{Blocker, CONSOLE, Flow, Pool, ShownDatabase, ShownSetting};
 
 /// Where a PgBouncer process can be commanded, and as whom.
 #[derive(Debug, Clone)]
@@ -242,6 +242,20 @@ impl Session {
             .filter(|(key, _)| keys.contains(key))
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect())
+    }
+
+    /// The settings that a RELOAD can change; none where a release does not show its defaults.
+    pub async fn changeable(&self) -> Result<Vec<ShownSetting>, ConsoleError> {
+        let rows = self.run("SHOW CONFIG", self.limit).await?;
+        let changeable = rows.iter().filter(|row| row.text("changeable") == Some("yes"));
+        let settings = changeable.filter_map(|row| {
+            Some(ShownSetting {
+                key: row.text("key")?.to_owned(),
+                value: row.text("value")?.to_owned(),
+                default: row.text("default")?.to_owned(),
+            })
+        });
+        Ok(settings.collect())
     }
 
     /// What PgBouncer calls itself, for example `PgBouncer 1.24.1`.

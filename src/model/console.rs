@@ -17,6 +17,14 @@ pub struct ShownDatabase {
     pub disabled: bool,
 }
 
+/// A row of `SHOW CONFIG`, of a setting that a RELOAD can change.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownSetting {
+    pub key: String,
+    pub value: String,
+    pub default: String,
+}
+
 /// A row of `SHOW POOLS`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pool {

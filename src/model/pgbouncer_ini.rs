@@ -1,7 +1,7 @@
 //! The parts of a `pgbouncer.ini` that matter here, read as PgBouncer reads them: where each database
 //! is, and what single users are limited to.
 
-use super::console::ShownDatabase;
+use super::console::{ShownDatabase, ShownSetting};
 
 /// PgBouncer's name for "every other database".
 pub const FALLBACK: &str = "*";
@@ -81,6 +81,37 @@ pub fn user_limits(text: &str, keys: &[&str]) -> Vec<UserLimit> {
         }
     }
     limits
+}
+
+/// Those settings of the section `[pgbouncer]` that are at their defaults although the file says otherwise.
+///
+/// PgBouncer sets all of them to their defaults before it reads the section, and stops at the first line that
+/// it does not understand. What a file includes may say anything, so that nothing is said of one that does.
+pub fn left_at_default(text: &str, shown: &[ShownSetting]) -> Vec<String> {
+    if text.lines().any(|line| line.trim_start().starts_with("%include ")) {
+        return Vec::new();
+    }
+    let entries: Vec<Entry> = entries(text).map_while(Result::ok).collect();
+    let written = |key: &str| {
+        let last = entries.iter().rev().find(|it| it.section == "pgbouncer" && it.key == key);
+        last.map(|entry| entry.value)
+    };
+    let left = shown.iter().filter(|it| {
+        it.value == it.default && written(&it.key).is_some_and(|value| !same(value, &it.default))
+    });
+    left.map(|it| it.key.clone()).collect()
+}
+
+/// Whether PgBouncer takes both for the same value.
+fn same(one: &str, other: &str) -> bool {
+    let word = |value: &str| match value.to_ascii_lowercase().as_str() {
+        "yes" | "on" | "true" => "1".to_owned(),
+        "no" | "off" | "false" => "0".to_owned(),
+        word => word.to_owned(),
+    };
+    let (one, other) = (word(one), word(other));
+    let number = |value: &str| value.parse::<f64>().ok();
+    one == other || number(&one).is_some_and(|value| number(&other) == Some(value))
 }
 
 /// A line `key = value`.
@@ -318,5 +349,27 @@ mod tests {
         assert_eq!(compare(&file, &[]), Agreement::Unproven);
         assert_eq!(compare(&file, &[shown("any", "10.0.0.1")]), Agreement::Proven);
         assert!(matches!(compare(&file, &[shown("any", "10.0.0.2")]), Agreement::Differs(_)));
+    }
+
+    #[test]
+    fn only_what_stands_at_its_default_against_the_file_was_left() {
+        let shown = |key: &str, value: &str, default: &str| ShownSetting {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            default: default.to_owned(),
+        };
+        let shown = [
+            shown("pool_mode", "session", "session"),
+            shown("server_lifetime", "3600.0", "3600.0"),
+            shown("log_connections", "1", "1"),
+            shown("query_timeout", "7.0", "0.0"),
+            shown("reserve_pool_size", "0", "0"),
+        ];
+        let file = "[databases]\npool_mode = x\n[pgbouncer]\npool_mode = Session\nserver_lifetime = 3600\n\
+                    log_connections = yes\nquery_timeout = 8\n";
+        assert_eq!(left_at_default(file, &shown), [""; 0]);
+        let file = format!("{file}pool_mode = nonsense\nserver_lifetime = 60\nquery_timeout = 0\n");
+        assert_eq!(left_at_default(&file, &shown), ["pool_mode", "server_lifetime"]);
+        assert_eq!(left_at_default(&format!("{file}%include more.ini\n"), &shown), [""; 0]);
     }
 }

@@ -196,12 +196,13 @@ impl Proxy {
         self.now.address = Some(rendered.address);
         self.now.databases.clone_from(&rendered.databases);
         let answers =
-            reload::follow(&mut self.processes, &rendered.databases, changed.is_some()).await;
+            reload::follow(&mut self.processes, &rendered.pgbouncer_ini(), changed.is_some()).await;
         self.now.reloads = self.processes.iter().map(Process::reloads).sum();
         let differs =
             |answer: &Result<(), ReloadError>| matches!(answer, Err(ReloadError::Differs { .. }));
         let follows = |answer: &Result<(), ReloadError>| {
-            matches!(answer, Ok(()) | Err(ReloadError::Complains { .. }))
+            use ReloadError::{Complains, HalfRead};
+            matches!(answer, Ok(()) | Err(Complains { .. } | HalfRead { .. }))
         };
         let rejected = answers.iter().any(differs) && !answers.iter().any(follows);
         let proven = answers.iter().all(follows);
@@ -230,7 +231,7 @@ impl Proxy {
         let Some(rendered) = self.renderer.current().cloned() else { return };
         self.now.address = Some(rendered.address);
         self.now.databases.clone_from(&rendered.databases);
-        let answers = reload::follow(&mut self.processes, &rendered.databases, true).await;
+        let answers = reload::follow(&mut self.processes, &rendered.pgbouncer_ini(), true).await;
         self.now.proven = answers.iter().all(Result::is_ok);
     }
 

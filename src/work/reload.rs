@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use super::consoles::in_order;
 use crate::{
     edge::pgbouncer::{Console, ConsoleError, Session},
-    model::pgbouncer_ini::{Agreement, Database, compare},
+    model::pgbouncer_ini::{Agreement, Database, compare, left_at_default},
 };
 
 /// A RELOAD that did not help is tried again after this long.
@@ -39,6 +39,20 @@ pub enum ReloadError {
         #[source]
         source: ConsoleError,
     },
+    #[error(
+        "the PgBouncer at {socket} follows, but has not read its file to the end: {} at the default, not as \
+         the file has it; its log names the line at fault, with which it would not even start",
+        .keys.join(", "), socket = .socket.display()
+    )]
+    HalfRead { socket: PathBuf, keys: Vec<String> },
+}
+
+/// The file that PgBouncer is to follow.
+#[derive(Debug, Clone)]
+pub struct File {
+    pub databases: Vec<Database>,
+    /// All of it.
+    pub text: String,
 }
 
 /// One process, with a console session that is kept open: a new one each second would fill
@@ -48,6 +62,8 @@ pub struct Process {
     session: Option<Session>,
     /// The file changed and no RELOAD has succeeded since.
     pending: bool,
+    /// Settings that the last RELOAD seems not to have got to.
+    left_at_default: Vec<String>,
     /// A RELOAD has succeeded: what cannot be seen in SHOW DATABASES is known to be in force.
     settled: bool,
     not_before: Option<Instant>,
@@ -60,6 +76,7 @@ impl Process {
             console,
             session: None,
             pending: false,
+            left_at_default: Vec::new(),
             settled: false,
             not_before: None,
             reloads: 0,
@@ -72,7 +89,7 @@ impl Process {
     }
 
     /// RELOADs if the file `changed`, or if PgBouncer shows something else than `file`.
-    async fn follow(&mut self, file: &[Database], changed: bool) -> Result<(), ReloadError> {
+    async fn follow(&mut self, file: &File, changed: bool) -> Result<(), ReloadError> {
         if changed {
             self.pending = true;
             self.not_before = None;
@@ -90,21 +107,22 @@ impl Process {
         result
     }
 
-    async fn check(&mut self, file: &[Database]) -> Result<(), ReloadError> {
+    async fn check(&mut self, file: &File) -> Result<(), ReloadError> {
         let socket = self.console.socket().to_owned();
         let failed = |source| ReloadError::Console { socket: socket.clone(), source };
-        let session = match self.session.take() {
-            Some(session) => session,
-            None => self.console.connect().await.map_err(failed)?,
+        let (session, known) = match self.session.take() {
+            Some(session) => (session, true),
+            None => (self.console.connect().await.map_err(failed)?, false),
         };
         let session = self.session.insert(session);
-        let mut agreement = compare(file, &session.databases().await.map_err(failed)?);
+        let mut agreement = compare(&file.databases, &session.databases().await.map_err(failed)?);
         let needed = self.pending
             || matches!(agreement, Agreement::Differs(_))
             || (agreement == Agreement::Unproven && !self.settled);
         let too_soon = self.not_before.is_some_and(|time| Instant::now() < time);
         let mut complaint = None;
-        if needed && !too_soon {
+        let reloads = needed && !too_soon;
+        if reloads {
             self.not_before = Some(Instant::now() + AGAIN);
             match session.reload().await {
                 Ok(()) => (self.pending, self.settled) = (false, true),
@@ -115,13 +133,21 @@ impl Process {
                 }
             }
             self.reloads += 1;
-            agreement = compare(file, &session.databases().await.map_err(failed)?);
+            agreement = compare(&file.databases, &session.databases().await.map_err(failed)?);
+        }
+        if reloads || !known || !self.left_at_default.is_empty() {
+            // Before 1.25 the answer to RELOAD tells nothing of this.
+            let shown = session.changeable().await.map_err(failed)?;
+            self.left_at_default = left_at_default(&file.text, &shown);
         }
         match (agreement, complaint) {
             (Agreement::Differs(differences), _) => {
                 Err(ReloadError::Differs { socket, differences })
             }
             (_, Some(source)) => Err(ReloadError::Complains { socket, source }),
+            _ if !self.left_at_default.is_empty() => {
+                Err(ReloadError::HalfRead { socket, keys: self.left_at_default.clone() })
+            }
             _ => Ok(()),
         }
     }
@@ -130,12 +156,12 @@ impl Process {
 /// Makes all `processes` follow, at the same time. The answers are in their order.
 pub async fn follow(
     processes: &mut Vec<Process>,
-    file: &[Database],
+    file: &File,
     changed: bool,
 ) -> Vec<Result<(), ReloadError>> {
     let mut asked = JoinSet::new();
     for (index, mut process) in std::mem::take(processes).into_iter().enumerate() {
-        let file = file.to_vec();
+        let file = file.clone();
         asked.spawn(async move {
             let answer = process.follow(&file, changed).await;
             (index, (process, answer))
@@ -154,7 +180,8 @@ impl ReloadError {
         match self {
             Self::Console { socket, .. }
             | Self::Differs { socket, .. }
-            | Self::Complains { socket, .. } => socket,
+            | Self::Complains { socket, .. }
+            | Self::HalfRead { socket, .. } => socket,
         }
     }
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::reload::File;
 use crate::{
     edge::files::{self, FileError},
     model::{
@@ -47,6 +48,14 @@ pub struct Rendered {
     /// The databases of PgBouncer's own file.
     pub databases: Vec<Database>,
     texts: Vec<String>,
+}
+
+impl Rendered {
+    /// PgBouncer's own file.
+    pub fn pgbouncer_ini(&self) -> File {
+        let text = self.texts.first().cloned().unwrap_or_default();
+        File { databases: self.databases.clone(), text }
+    }
 }
 
 /// Files as they were before a change.

@@ -1,0 +1,56 @@
+//! What a RELOAD of a real PgBouncer brings about, and how it shows.
+
+mod support;
+
+use std::fs;
+
+use pgcm::{
+    model::pgbouncer_ini,
+    work::reload::{File, Process, ReloadError, follow},
+};
+use support::{
+    free_port,
+    pgbouncer::{Pgbouncer, start_pgbouncer},
+};
+
+fn file(pgbouncer: &Pgbouncer) -> File {
+    let text = fs::read_to_string(&pgbouncer.file).expect("readable");
+    File { databases: pgbouncer_ini::parse(&text).expect("an ini file"), text }
+}
+
+/// Replaces `old` in PgBouncer's file by `new`, and makes it follow.
+async fn change(
+    pgbouncer: &Pgbouncer,
+    processes: &mut Vec<Process>,
+    (old, new): (&str, &str),
+) -> Result<(), ReloadError> {
+    let text = file(pgbouncer).text.replace(old, new);
+    fs::write(&pgbouncer.file, text).expect("writable");
+    follow(processes, &file(pgbouncer), true).await.remove(0)
+}
+
+#[tokio::test]
+async fn a_file_that_is_read_by_half_is_told_until_it_is_mended() {
+    let pgbouncer = start_pgbouncer(free_port(), 5432, "").await;
+    let mut processes = vec![Process::new(pgbouncer.console())];
+    change(&pgbouncer, &mut processes, ("", "")).await.expect("it follows");
+    let bad = ("pool_mode = transaction", "pool_mode = nonsense");
+    let error = change(&pgbouncer, &mut processes, bad).await.expect_err("only half of it");
+    match &error {
+        // 1.25 says so by itself.
+        ReloadError::Complains { .. } => {}
+        // What stands after the line at fault has no effect either.
+        ReloadError::HalfRead { keys, .. } => {
+            let named = |key: &str| keys.iter().any(|named| named == key);
+            assert!(named("pool_mode") && named("server_login_retry"), "{error}");
+        }
+        other => panic!("{other:?}"),
+    }
+    // Whoever starts later, and has no reason to RELOAD, sees it as well.
+    let mut later = vec![Process::new(pgbouncer.console())];
+    let later = follow(&mut later, &file(&pgbouncer), false).await.remove(0);
+    let told_by_reload = matches!(error, ReloadError::Complains { .. });
+    assert!(told_by_reload || matches!(later, Err(ReloadError::HalfRead { .. })), "{later:?}");
+    let good = ("pool_mode = nonsense", "pool_mode = transaction");
+    change(&pgbouncer, &mut processes, good).await.expect("it follows again");
+}
