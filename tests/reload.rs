@@ -2,16 +2,20 @@
 
 mod support;
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use pgcm::{
     model::pgbouncer_ini,
     work::reload::{File, Process, ReloadError, follow},
 };
 use support::{
-    free_port,
+    eventually, free_port,
     pgbouncer::{Pgbouncer, start_pgbouncer},
+    postgres::{connect, start_postgres},
 };
+use tokio_postgres::{Client, Statement};
+
+const SECOND: Duration = Duration::from_secs(1);
 
 fn file(pgbouncer: &Pgbouncer) -> File {
     let text = fs::read_to_string(&pgbouncer.file).expect("readable");
@@ -53,4 +57,35 @@ async fn a_file_that_is_read_by_half_is_told_until_it_is_mended() {
     assert!(told_by_reload || matches!(later, Err(ReloadError::HalfRead { .. })), "{later:?}");
     let good = ("pool_mode = nonsense", "pool_mode = transaction");
     change(&pgbouncer, &mut processes, good).await.expect("it follows again");
+}
+
+/// The port of the Postgres that a statement reached.
+async fn reached(client: &Client, statement: &Statement) -> i32 {
+    client.query_one(statement, &[]).await.expect("an answer").get(0)
+}
+
+#[tokio::test]
+async fn a_prepared_statement_goes_on_at_the_new_primary() {
+    let (one, two) = (start_postgres().await, start_postgres().await);
+    let pgbouncer = start_pgbouncer(free_port(), one.port, "max_prepared_statements = 10").await;
+    let mut processes = vec![Process::new(pgbouncer.console())];
+    let client = connect(pgbouncer.port, "app").await.expect("a client");
+    let statement = client.prepare("SELECT inet_server_port()").await.expect("prepared");
+    assert_eq!(reached(&client, &statement).await, i32::from(one.port));
+
+    let session = pgbouncer.console().connect().await.expect("a console");
+    session.pause(SECOND).await.expect("paused");
+    let move_on = async {
+        eventually(5 * SECOND, "the statement waits", || async {
+            let pools = session.pools().await.expect("shown");
+            pools.iter().any(|pool| pool.waiting_clients == 1)
+        })
+        .await;
+        let (old, new) = (format!("port={}", one.port), format!("port={}", two.port));
+        change(&pgbouncer, &mut processes, (&old, &new)).await.expect("it follows");
+        session.resume().await.expect("resumed");
+    };
+    let (port, ()) = tokio::join!(reached(&client, &statement), move_on);
+    assert_eq!(port, i32::from(two.port));
+    assert_eq!(reached(&client, &statement).await, i32::from(two.port));
 }
