@@ -80,11 +80,14 @@ impl FloorRun {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Growth {
     pub(crate) proxies: usize,
+    pub(crate) checks_ms: f64,
     pub(crate) pause_ms: f64,
     pub(crate) follow_ms: f64,
     pub(crate) resume_ms: f64,
     /// From the beginning of the pause to the end of the resume.
-    pub(crate) total_ms: f64,
+    pub(crate) held_ms: f64,
+    /// From the first check to the last.
+    pub(crate) whole_ms: f64,
 }
 
 impl Results {

@@ -28,7 +28,8 @@ pub(super) fn stale(error: &StaleToken) -> Status {
     because(
         STALE_TOKEN,
         Status::failed_precondition(format!(
-            "attempt.fencing_token is {given}, expected at least {least}: the attempt has lost the failover lock"
+            "attempt.fencing_token is {given}, expected at least {least}: the attempt has lost the failover lock \
+             (if etcd was restored from a backup, restart this agent)"
         )),
     )
 }
