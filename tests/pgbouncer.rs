@@ -438,7 +438,9 @@ async fn a_pgbouncer_that_waits_for_clients_to_leave_is_named_and_not_paused() {
     let (_postgres, pgbouncer) = setup().await;
     let client = connect(pgbouncer.port, "app").await.unwrap();
     assert_eq!(value(&client, "SELECT 1").await, "1");
-    // From 1.23 on it serves those that are there, but lets nobody resume it any more.
+    let version = pgbouncer.console().connect().await.unwrap().version().await.unwrap();
+    let minor: u32 = version.split('.').nth(1).unwrap().parse().unwrap();
+    // From 1.23 on it serves those that are there, but lets nobody resume it any more; before, it ends.
     pgbouncer.signal(Signal::SIGTERM);
     eventually(SECOND, "the signal is seen", || async { pgbouncer.log().contains("SIGTERM") })
         .await;
@@ -451,7 +453,8 @@ async fn a_pgbouncer_that_waits_for_clients_to_leave_is_named_and_not_paused() {
     assert!(found.iter().any(told), "{found:?}");
     let error = pauser(&[&pgbouncer]).pause(&claim("a", 1), SECOND, LONG).await.unwrap_err();
     assert!(matches!(error, PauseError::Console { .. }), "{error:?}");
-    assert_eq!(value(&client, "SELECT 2").await, "2", "and so it goes on");
+    let goes_on = client.simple_query("SELECT 2").await.is_ok();
+    assert_eq!(goes_on, minor >= 23, "{version}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
