@@ -56,7 +56,7 @@ need_binary() {
   # What cargo tells a test that starts this script is none of this build's: crates are built anew where it differs.
   (
     cd "$root"
-    unset "${!CARGO_PKG_@}" CARGO_MANIFEST_DIR CARGO_MANIFEST_PATH
+    unset "${!CARGO_PKG_@}" CARGO_MANIFEST_DIR CARGO_MANIFEST_PATH OUT_DIR
     cargo build --release --locked --quiet --bin pgcm
   ) || fail "pgcm does not build; the errors are above"
   binary=${CARGO_TARGET_DIR:-$root/target}/release/pgcm
