@@ -39,7 +39,9 @@ async fn a_file_that_is_read_by_half_is_told_until_it_is_mended() {
     let mut processes = vec![Process::new(pgbouncer.console())];
     change(&pgbouncer, &mut processes, ("", "")).await.expect("it follows");
     let bad = ("pool_mode = transaction", "pool_mode = nonsense");
-    let error = change(&pgbouncer, &mut processes, bad).await.expect_err("only half of it");
+    let complains = change(&pgbouncer, &mut processes, bad).await;
+    let looked = follow(&mut processes, &file(&pgbouncer), false).await.remove(0);
+    let error = complains.and(looked).expect_err("only half of it");
     match &error {
         // 1.25 says so by itself.
         ReloadError::Complains { .. } => {}
@@ -57,6 +59,8 @@ async fn a_file_that_is_read_by_half_is_told_until_it_is_mended() {
     assert!(told_by_reload || matches!(later, Err(ReloadError::HalfRead { .. })), "{later:?}");
     let good = ("pool_mode = nonsense", "pool_mode = transaction");
     change(&pgbouncer, &mut processes, good).await.expect("it follows again");
+    let mended = follow(&mut processes, &file(&pgbouncer), false).await.remove(0);
+    mended.expect("to the end of its file");
 }
 
 /// The port of the Postgres that a statement reached.

@@ -62,6 +62,8 @@ pub struct Process {
     session: Option<Session>,
     /// The file changed and no RELOAD has succeeded since.
     pending: bool,
+    /// Whether PgBouncer got to the end of its file has not been looked at since it read that.
+    unread: bool,
     /// Settings that the last RELOAD seems not to have got to.
     left_at_default: Vec<String>,
     /// A RELOAD has succeeded: what cannot be seen in SHOW DATABASES is known to be in force.
@@ -76,6 +78,7 @@ impl Process {
             console,
             session: None,
             pending: false,
+            unread: true,
             left_at_default: Vec::new(),
             settled: false,
             not_before: None,
@@ -110,9 +113,12 @@ impl Process {
     async fn check(&mut self, file: &File) -> Result<(), ReloadError> {
         let socket = self.console.socket().to_owned();
         let failed = |source| ReloadError::Console { socket: socket.clone(), source };
-        let (session, known) = match self.session.take() {
-            Some(session) => (session, true),
-            None => (self.console.connect().await.map_err(failed)?, false),
+        let session = match self.session.take() {
+            Some(session) => session,
+            None => {
+                self.unread = true;
+                self.console.connect().await.map_err(failed)?
+            }
         };
         let session = self.session.insert(session);
         let mut agreement = compare(&file.databases, &session.databases().await.map_err(failed)?);
@@ -121,8 +127,7 @@ impl Process {
             || (agreement == Agreement::Unproven && !self.settled);
         let too_soon = self.not_before.is_some_and(|time| Instant::now() < time);
         let mut complaint = None;
-        let reloads = needed && !too_soon;
-        if reloads {
+        if needed && !too_soon {
             self.not_before = Some(Instant::now() + AGAIN);
             match session.reload().await {
                 Ok(()) => (self.pending, self.settled) = (false, true),
@@ -133,10 +138,12 @@ impl Process {
                 }
             }
             self.reloads += 1;
+            self.unread = true;
+            self.left_at_default.clear();
             agreement = compare(&file.databases, &session.databases().await.map_err(failed)?);
-        }
-        if reloads || !known || !self.left_at_default.is_empty() {
-            // Before 1.25 the answer to RELOAD tells nothing of this.
+        } else if self.unread || !self.left_at_default.is_empty() {
+            // Before 1.25 the answer to RELOAD tells nothing of this. Not at once: clients may wait for this proof.
+            self.unread = false;
             let shown = session.changeable().await.map_err(failed)?;
             self.left_at_default = left_at_default(&file.text, &shown);
         }
