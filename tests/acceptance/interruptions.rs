@@ -183,8 +183,9 @@ async fn strike(cluster: &Cluster, victim: Victim, before: &Value) {
         Victim::KillDc => {
             let dc = cluster.exec(primary, &["crmadmin", "-D", "-q"]).await;
             let dc = NODES.into_iter().find(|node| dc.text().contains(node)).unwrap();
-            let kill = "kill -KILL $(pgrep -x pacemaker-controld || pgrep -f /pacemaker-controld)";
-            cluster.exec(dc, &["sh", "-c", kill]).await.done();
+            // The kernel keeps fifteen characters of pacemaker-controld.
+            let kill = ["pkill", "-KILL", "-x", "pacemaker-contr"];
+            cluster.exec(dc, &kill).await.done();
         }
         Victim::KillEtcdLeader => {
             let leader = etcd_leader(cluster).await;
