@@ -210,6 +210,11 @@ fn empty(cluster: &Cluster) -> Held {
 
 fn removed_while_it_runs(cluster: &Cluster) -> Held {
     let mut held = primary(cluster);
+    // One that still starts its launchers cannot, without its files, and ends.
+    let launchers = "select count(*) from pg_stat_activity where backend_type like '% launcher'";
+    eventually(SECONDS, "the primary has started its launchers", || {
+        cluster.sql("pg01", launchers) == "2"
+    });
     held.lost.push(Pid::from_raw(cluster.pid("pg01").expect("a postmaster")));
     fs::remove_dir_all(cluster.data("pg01")).expect("removed");
     held
