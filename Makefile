@@ -13,7 +13,7 @@ export ROUNDS SEED MODE FAULTS LENGTH BROKEN ROWS
 # Every shell file of the checkout, by its first line or by what it tells shellcheck.
 SCRIPTS := $(shell git ls-files | xargs -r grep -lE '^(\#!.*\b(ba)?sh\b|\# shellcheck shell=)' 2>/dev/null)
 # Tests that start real etcd, PgBouncer and Postgres processes.
-INTEGRATION := etcd etcd_access lock postgres pgbouncer publish mover history with_lock status blockers checks proxy reload \
+INTEGRATION := etcd etcd_access lock postgres pgbouncer pooler_checks publish mover history with_lock status blockers checks proxy reload \
   failover admission registrations growth latecomers web
 BINARIES ?= $(INTEGRATION) agent
 # The resource agent's tests wait most of the time: for servers, for monitors, for limits.
@@ -79,7 +79,7 @@ test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=trixie BINARIES="$(INTEGRATION)"
 	$(AGENT_THREADS) $(MAKE) integration DEBIAN=trixie BINARIES=agent
 	PGCM_CELLS="$(CELLS)" $(MAKE) integration DEBIAN=trixie BINARIES=interruptions
-	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES="agent pgbouncer proxy blockers"
+	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES="agent pgbouncer pooler_checks proxy blockers"
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
 	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 \
