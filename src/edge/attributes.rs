@@ -61,6 +61,14 @@ impl<R: Run> Attributes<R> {
         self.call("attrd_updater", &["--name", name, "--delete", "--node", node]).await.map(|_| ())
     }
 
+    /// Lets the attribute daemon write all that it knows into the CIB once more.
+    ///
+    /// A controller that dies loses its node's attributes there, while the daemon goes on with them and takes the
+    /// same value again for no change (ClusterLabs/pacemaker, pull requests 1693 and 3321).
+    pub async fn resend(&self) -> Result<(), AttributeError> {
+        self.call("attrd_updater", &["--refresh"]).await.map(|_| ())
+    }
+
     pub async fn set_score(&self, node: &str, score: Score) -> Result<(), AttributeError> {
         self.set(node, &self.names.score, &score.to_string()).await
     }
@@ -116,19 +124,35 @@ impl<R: Run> Attributes<R> {
         nodes: &[String],
         limit: Duration,
     ) -> Result<(), AttributeError> {
+        let may = |cib: &Cib, name: &str| {
+            let score = cib.node(name).and_then(|node| node.score(&self.names));
+            score.is_some_and(Score::allows_promotion)
+        };
+        let cib = self.query_until(limit, |cib| !nodes.iter().any(|name| may(cib, name))).await?;
+        let left: Vec<_> = nodes.iter().filter(|name| may(&cib, name)).cloned().collect();
+        if left.is_empty() {
+            return Ok(());
+        }
+        Err(AttributeError::StillPromotable { nodes: left.join(", "), limit })
+    }
+
+    /// Waits at most `limit` until the CIB shows that `node` has a promotion score.
+    pub async fn confirm_score(&self, node: &str, limit: Duration) -> Result<(), AttributeError> {
+        let has = |cib: &Cib| cib.node(node).is_some_and(|node| node.score(&self.names).is_some());
+        self.query_until(limit, has).await.map(|_| ())
+    }
+
+    /// Reads the CIB until it `shows` something, for at most `limit`; returns what it was last.
+    pub async fn query_until(
+        &self,
+        limit: Duration,
+        shows: impl Fn(&Cib) -> bool,
+    ) -> Result<Cib, AttributeError> {
         let deadline = Instant::now() + limit;
         loop {
             let cib = self.query().await?;
-            let may = |name: &&String| {
-                let score = cib.node(name).and_then(|node| node.score(&self.names));
-                score.is_some_and(Score::allows_promotion)
-            };
-            let left: Vec<&str> = nodes.iter().filter(may).map(String::as_str).collect();
-            if left.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() >= deadline {
-                return Err(AttributeError::StillPromotable { nodes: left.join(", "), limit });
+            if shows(&cib) || Instant::now() >= deadline {
+                return Ok(cib);
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

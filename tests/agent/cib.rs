@@ -67,6 +67,12 @@ impl Cluster {
 
     /// Deletes what does not outlive a node's membership, as a power loss of all nodes does.
     pub(crate) fn forget_transient_attributes(&self) {
+        let _ = fs::remove_dir_all(self.path("known-attributes"));
+        self.lose_transient_attributes();
+    }
+
+    /// Deletes them in the CIB alone, as a controller that dies does: the attribute daemon knows them still.
+    pub(crate) fn lose_transient_attributes(&self) {
         let path = self.path("cib.xml");
         let mut cib = fs::read_to_string(&path).expect("a CIB");
         let (open, close) = ("<transient_attributes", "</transient_attributes>");

@@ -53,28 +53,48 @@ fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
     eprintln!("monitor {:?}", begun.elapsed());
 }
 
-/// A Pacemaker that is restarted in maintenance mode forgets them, while Postgres goes on. It only probes then.
+/// How Pacemaker comes to have no transient attributes in the CIB while Postgres goes on. It only probes then.
+type Loss = fn(&Cluster);
+
+/// In maintenance mode it is restarted, and nobody knows them any more; or a controller dies alone.
+const LOSSES: [(&str, Loss); 2] = [
+    ("restarted", Cluster::forget_transient_attributes),
+    ("without controller", Cluster::lose_transient_attributes),
+];
+
 #[test]
-fn a_probe_keeps_a_primary_promoted_whose_score_was_forgotten() {
+fn a_probe_keeps_a_primary_promoted_whose_score_was_lost() {
+    for (loss, lose) in LOSSES {
+        let cluster = Cluster::pair();
+        lose(&cluster);
+        cluster.act_with("pg01", "monitor", PROBE).with(8);
+        let score = cluster.attribute("pg01", "master-Postgresql");
+        assert_eq!(score.as_deref(), Some("1000"), "{loss}");
+        let told = cluster.attribute("pg01", "Postgresql-address");
+        assert_eq!(told, Some(address("pg01")), "{loss}");
+    }
+}
+
+#[test]
+fn a_probe_of_a_standby_gives_it_no_score() {
     let cluster = Cluster::pair();
     cluster.forget_transient_attributes();
-    cluster.act_with("pg01", "monitor", PROBE).with(8);
     cluster.act_with("pg02", "monitor", PROBE).with(0);
-    assert_eq!(cluster.attribute("pg01", "master-Postgresql").as_deref(), Some("1000"));
-    assert_eq!(cluster.attribute("pg01", "Postgresql-address"), Some(address("pg01")));
     assert_eq!(cluster.attribute("pg02", "master-Postgresql"), None);
 }
 
-/// The same.
 #[test]
-fn a_switchover_is_proven_although_pacemaker_forgot_all_transient_attributes() {
-    let cluster = Cluster::pair();
-    cluster.forget_transient_attributes();
-    cluster.act("pg02", "monitor").with(0);
-    cluster.settle("pg01", "pg02");
-    attributes(&cluster, "pg02", "HS:sync", "STREAMING|SYNC", "100");
-    let demoted = cluster.act("pg01", "demote").with(0);
-    assert!(demoted.stderr.contains("agent.demote.proven"), "{}", demoted.stderr);
+fn a_switchover_is_proven_although_pacemaker_lost_all_transient_attributes() {
+    for (loss, lose) in LOSSES {
+        eprintln!("{loss}");
+        let cluster = Cluster::pair();
+        lose(&cluster);
+        cluster.act("pg02", "monitor").with(0);
+        cluster.settle("pg01", "pg02");
+        attributes(&cluster, "pg02", "HS:sync", "STREAMING|SYNC", "100");
+        let demoted = cluster.act("pg01", "demote").with(0);
+        assert!(demoted.stderr.contains("agent.demote.proven"), "{}", demoted.stderr);
+    }
 }
 
 /// A promotion in which writes of claims take half a second, with the calls of Pacemaker's tools; each

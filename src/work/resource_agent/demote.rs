@@ -53,7 +53,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     // No attribute changes on the straight way: each would make Pacemaker think again while
     // clients wait.
     let meet_heirs = async {
-        let cib = agent.attributes.query().await.unwrap_or_else(|error| {
+        let cib = look_for_heirs(agent).await.unwrap_or_else(|error| {
             warn!(agent.log, "cannot read who is to be promoted";
                 "event" => "agent.demote.blind", "error" => %chain(&error));
             Cib::default()
@@ -74,6 +74,22 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     agent.mark_demoted();
     agent.poke(Urgency::Soon);
     Ok(OcfCode::Success)
+}
+
+/// Reads who may be promoted. The controller of an heir may have died, and its address in the CIB with it: such an
+/// heir could not be asked, and this node would go on for no good reason.
+async fn look_for_heirs<R: Run + Clone>(agent: &Agent<R>) -> Result<Cib, AttributeError> {
+    let names = agent.names();
+    let told = |cib: &Cib| {
+        let heirs = cib.promotable_other_than(&agent.node, names);
+        heirs.iter().all(|heir| heir.address(names).is_some())
+    };
+    let cib = agent.attributes.query().await?;
+    if told(&cib) {
+        return Ok(cib);
+    }
+    agent.tolerate("address of an heir", agent.attributes.resend().await);
+    agent.attributes.query_until(agent.share(6, Duration::from_secs(1)), told).await
 }
 
 /// Where this primary ended, and until when heirs may take to show that they got there.
@@ -184,7 +200,12 @@ fn ask<R: Run + Clone + 'static>(
     let limit = agent.share(3, Duration::from_secs(5));
     let mut asked = JoinSet::new();
     for heir in heirs {
-        let remote = agent.remote(heir.address(agent.names())?, limit);
+        let Some(address) = heir.address(agent.names()) else {
+            warn!(agent.log, "a standby has told no address, and so cannot be asked";
+                "event" => "agent.demote.unasked", "standby" => &heir.name);
+            return None;
+        };
+        let remote = agent.remote(address, limit);
         asked.spawn(holds(remote, end.clone(), agent.log.clone()));
     }
     (!asked.is_empty()).then_some(asked)

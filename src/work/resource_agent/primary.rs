@@ -44,7 +44,7 @@ pub(super) async fn duties<R: Run + Clone>(
     mut state: State,
 ) -> Result<(), Failure> {
     let cib = agent.attributes.query().await?;
-    start::restore_address(agent, &cib).await;
+    start::restore_attributes(agent, &cib).await;
     if promote::is_settled(agent, &cib)
         && let Some(other) = another_primary(agent, &cib)
         && cib
@@ -97,9 +97,11 @@ fn lacks_checkpoint(state: &State) -> bool {
     state.timeline.is_some_and(|timeline| timeline > state.checkpoint_timeline)
 }
 
-/// Lets Pacemaker leave this primary promoted when it has lost all transient attributes, as after its restart in
-/// maintenance mode: there it only probes, and without a score it would demote whoever runs as primary as soon
-/// as that mode ends. The claim, which lasts, says whether this is the primary still.
+/// Lets Pacemaker leave this primary promoted when it has lost all transient attributes, as it does when it is
+/// restarted in maintenance mode, or when this node's controller dies: then it probes, and without a score it demotes
+/// whoever runs as primary once that has ended. The claim, which lasts, says whether this is the primary still.
+///
+/// Returns when the CIB has the score, since Pacemaker plans as soon as the probe tells the role.
 pub(super) async fn keep_role<R: Run + Clone>(agent: &Agent<R>) {
     let Ok(cib) = agent.attributes.query().await else { return };
     let Some(own) = cib.node(&agent.node) else { return };
@@ -107,7 +109,10 @@ pub(super) async fn keep_role<R: Run + Clone>(agent: &Agent<R>) {
     if holds_newest && own.score(agent.names()).is_none() {
         let set = agent.attributes.set_score(&agent.node, Score::PRIMARY).await;
         agent.tolerate("promotion score", set);
-        start::restore_address(agent, &cib).await;
+        start::restore_attributes(agent, &cib).await;
+        let limit = agent.share(4, Duration::from_secs(2));
+        let confirmed = agent.attributes.confirm_score(&agent.node, limit).await;
+        agent.tolerate("promotion score", confirmed);
     }
 }
 

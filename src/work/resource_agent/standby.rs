@@ -59,7 +59,7 @@ pub(super) async fn duties<R: Run + Clone + 'static>(
         }
     };
     let state = &state;
-    start::restore_address(agent, &cib).await;
+    start::restore_attributes(agent, &cib).await;
     let primary = cib.primary_other_than(&agent.node, agent.names());
     if let Some(primary) = primary
         && repoint(agent, primary, &state.primary_conninfo)?

@@ -111,12 +111,20 @@ fn own_files<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> OwnFile
     }
 }
 
-/// Tells this node's address again when the CIB lost it, as it does when Pacemaker is restarted in
-/// maintenance mode: without it no switchover can be proven, and no standby finds its primary.
-pub(super) async fn restore_address<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
+/// Gives the CIB this node's transient attributes back when it lost them: without its address no switchover can
+/// be proven, and no standby finds its primary.
+///
+/// When Pacemaker is restarted in maintenance mode, nobody knows them any more, and the address has to be told anew;
+/// when only its controller died, Pacemaker's attribute daemon has them all.
+pub(super) async fn restore_attributes<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) {
     if cib.node(&agent.node).is_none_or(|own| own.address(agent.names()).is_some()) {
         return;
     }
+    restore_address(agent).await;
+    agent.tolerate("attributes", agent.attributes.resend().await);
+}
+
+async fn restore_address<R: Run + Clone>(agent: &Agent<R>) {
     // Names may have to be looked up, for longer than a monitor may take.
     let limit = agent.share(6, Duration::from_secs(1));
     let error = match timeout(limit, agent.own_address()).await {
