@@ -51,6 +51,8 @@ pub struct Pacemaker<R = Processes> {
 const ROLES: &str = "--include=summary,nodes,resources,attributes";
 /// A crm_mon that does not know the option yet. 1, its answer to most that goes wrong, is no such sign.
 const USAGE: i32 = 64;
+/// How long a controller may take to say what it does. It answers at once, or hangs.
+const CONTROLLER: Duration = Duration::from_secs(2);
 /// No such object; and the same as Pacemaker 1.1 has it.
 const ABSENT: [i32; 2] = [105, 6];
 /// The CIB does not allow it: the schema, above all.
@@ -104,6 +106,19 @@ impl<R: Run> Pacemaker<R> {
             return Err(PacemakerError::Exit { program: "crm_mon", status: output.status, reason });
         }
         PacemakerView::parse(&output.stdout, &self.options.resource).map_err(PacemakerError::View)
+    }
+
+    /// What the controller of `node` does just now, in its own words, such as `S_IDLE`.
+    ///
+    /// `crm_mon` cannot tell: it names the last DC until a new one has joined everybody.
+    pub async fn controller_state(&self, node: &str) -> Result<String, PacemakerError> {
+        let args = ["--quiet", "--status", node];
+        let call = Call::new("crmadmin", &args, self.options.limit.min(CONTROLLER));
+        let output = self.run.run(call).await.map_err(PacemakerError::Command)?;
+        if !output.success() {
+            return Err(exit("crmadmin", &output));
+        }
+        Ok(output.stdout.trim().to_owned())
     }
 
     /// Location constraints on the resource or its clone: those that move or ban it.

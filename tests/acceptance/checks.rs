@@ -368,6 +368,25 @@ async fn what_is_wrong_with_pacemaker_is_named_with_its_remedy() {
 }
 
 #[tokio::test]
+async fn a_dc_that_plans_nothing_refuses() {
+    let cluster = Cluster::whole().await;
+    let primary = cluster.node_at(&cluster.published_primary().await).await;
+    if cluster.dc().await == primary {
+        // Its successor is another; crm_mon would not answer beside one that hangs.
+        cluster.kill_controller(primary).await;
+        cluster.may_fail_over(SOON).await;
+    }
+    let case = Case {
+        at: cluster.dc().await,
+        provoke: "pkill -STOP -x pacemaker-contr",
+        put_back: "pkill -CONT -x pacemaker-contr",
+        args: &[],
+        found: &[("pacemaker", "refuse", &["the DC, ", "does not answer", "look at its log on "])],
+    };
+    walk(&[case]).await;
+}
+
+#[tokio::test]
 async fn what_is_wrong_with_agents_is_named_with_its_remedy() {
     walk(AGENTS).await;
 }

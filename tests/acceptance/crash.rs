@@ -1,11 +1,11 @@
 //! Primaries that die, and one that is only busy.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use crate::{
     CLIENTS,
     docker::{
-        cluster::Cluster,
+        cluster::{Cluster, NODES},
         load::{Crowd, Load},
     },
     rounds,
@@ -81,4 +81,30 @@ async fn a_busy_primary_is_not_demoted() {
     assert_eq!(cluster.status().await["cluster"]["primary"], before);
     let failures = cluster.exec("pg01", &["crm_mon", "-1f"]).await.done();
     assert!(!failures.contains("fail-count"), "{failures}");
+}
+
+/// The DC's controller takes the attributes of its node along, in the CIB. A primary without a score would be demoted,
+/// and the move to a standby without an address be turned back.
+#[tokio::test]
+async fn a_controller_that_dies_moves_no_primary_and_turns_no_failover_back() {
+    let cluster = Cluster::whole().await;
+    let before = cluster.status().await["cluster"]["primary"].clone();
+    let load = Load::start(&cluster, CLIENTS).await;
+    load.flows().await;
+    let mut struck = BTreeSet::new();
+    // The oldest controller becomes the DC, so every node has its turn.
+    for _ in 0..4 {
+        let dc = cluster.dc().await;
+        cluster.kill_controller(dc).await;
+        struck.insert(dc);
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        cluster.may_fail_over(Duration::from_secs(60)).await;
+        cluster.becomes_whole(Duration::from_secs(30)).await;
+        assert_eq!(cluster.status().await["cluster"]["primary"], before, "{dc} was the DC");
+    }
+    assert_eq!(struck, BTreeSet::from(NODES));
+    cluster.exec("app01", &["pgcm", "failover"]).await.done();
+    let seen = load.stop().await;
+    assert_eq!(seen.lost(&cluster).await, 0, "{seen}");
+    assert!(seen.errors.is_empty(), "{seen}: {:?}", seen.errors);
 }

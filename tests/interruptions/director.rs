@@ -119,6 +119,8 @@ case $1 in
 esac
 ";
 
+const CRMADMIN: &str = "#!/bin/sh\necho S_IDLE\n";
+
 impl Director {
     /// pg01 is the primary, pg02 its synchronous standby.
     pub(crate) async fn start() -> Arc<Self> {
@@ -133,7 +135,7 @@ impl Director {
                 snare: None,
             }),
         });
-        for (name, text) in [("crm_mon", CRM_MON), ("cibadmin", CIBADMIN)] {
+        for (name, text) in [("crm_mon", CRM_MON), ("cibadmin", CIBADMIN), ("crmadmin", CRMADMIN)] {
             let tool = director.tools.path().join(name);
             fs::write(&tool, text).unwrap();
             fs::set_permissions(&tool, fs::Permissions::from_mode(0o755)).unwrap();

@@ -9,6 +9,9 @@ use crate::{
     },
 };
 
+/// The states of a DC that joins nobody and plans what changes.
+const PLANS: [&str; 3] = ["S_IDLE", "S_POLICY_ENGINE", "S_TRANSITION_ENGINE"];
+
 pub(super) fn roles(view: &PacemakerView) -> Vec<Finding> {
     let mut findings = Vec::new();
     if !view.quorum {
@@ -140,6 +143,21 @@ pub(super) fn maintenance(view: &PacemakerView, resource: &str) -> Vec<Finding> 
     findings
 }
 
+/// Whether the DC would begin a move at once. While its controllers elect or join, Pacemaker takes the constraint and
+/// leaves it alone, for up to 20 s; clients would be held as long.
+pub(super) fn dc(name: &str, state: Result<String, PacemakerError>) -> Option<Finding> {
+    let does = match state {
+        Ok(state) if PLANS.contains(&state.as_str()) => return None,
+        Ok(state) => format!("is in state {state}"),
+        Err(error) => format!("does not answer ({})", error.in_full()),
+    };
+    let words = format!(
+        "the DC, {name}, {does}: Pacemaker would begin no move; try again in half a minute, and look at \
+         its log on {name} if this stays"
+    );
+    Some(Finding::refuse("pacemaker", words))
+}
+
 pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Finding> {
     let found = match found {
         Ok(found) => found,
@@ -223,6 +241,23 @@ mod tests {
         let (check, severity, words) = left_alone(&view);
         assert_eq!((check.as_str(), severity), ("nodes", Warn));
         assert!(words.ends_with("run: crm_attribute --node pg03 --name maintenance --delete"));
+    }
+
+    #[test]
+    fn a_dc_that_elects_joins_or_is_silent_refuses() {
+        for plans in PLANS {
+            assert_eq!(dc("pg01", Ok(plans.to_owned())), None, "{plans}");
+        }
+        let failed = PacemakerError::Exit { program: "crmadmin", status: 124, reason: "-".into() };
+        for (state, words) in [
+            (Ok("S_INTEGRATION".to_owned()), "the DC, pg01, is in state S_INTEGRATION: "),
+            (Ok("S_NOT_DC".to_owned()), "the DC, pg01, is in state S_NOT_DC: "),
+            (Err(failed), "the DC, pg01, does not answer (`crmadmin` ended with status 124"),
+        ] {
+            let found = dc("pg01", state).expect(words);
+            assert_eq!((found.check.as_str(), found.severity), ("pacemaker", Refuse));
+            assert!(found.message.starts_with(words), "{}", found.message);
+        }
     }
 
     #[test]

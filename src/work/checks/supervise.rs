@@ -73,7 +73,9 @@ impl<R: Run> SuperviseChecks<R> {
             [primary] if primary == self.node => {
                 findings.extend(pacemaker::maintenance(&view, self.pacemaker.resource()));
                 findings.extend(pacemaker::cluster(&view));
-                findings.extend(pacemaker::locations(self.pacemaker.locations(&view).await));
+                let (locations, dc) = tokio::join!(self.pacemaker.locations(&view), self.dc(&view));
+                findings.extend(pacemaker::locations(locations));
+                findings.extend(dc);
                 match &facts {
                     Ok(facts) => findings.extend(self.primary(&view, facts, terms).await),
                     Err(error) => findings.push(self.silent(error)),
@@ -87,6 +89,12 @@ impl<R: Run> SuperviseChecks<R> {
             findings.extend(pacemaker::agreement(&view, &published.primary.name));
         }
         findings
+    }
+
+    /// Without one there is no quorum, which is told as such.
+    async fn dc(&self, view: &PacemakerView) -> Option<Finding> {
+        let dc = view.dc.as_deref()?;
+        pacemaker::dc(dc, self.pacemaker.controller_state(dc).await)
     }
 
     async fn primary(

@@ -187,6 +187,32 @@ impl Cluster {
         self.eventually(limit, "the cluster is whole", async || self.missing().await).await;
     }
 
+    /// The node whose controller decides.
+    pub(crate) async fn dc(&self) -> &'static str {
+        for node in NODES {
+            let said = self.exec(node, &["crmadmin", "--dc_lookup", "--quiet"]).await;
+            if let Some(dc) = NODES.into_iter().find(|dc| said.stdout.contains(dc)) {
+                return dc;
+            }
+        }
+        panic!("no node knows a DC");
+    }
+
+    /// Ends Pacemaker's controller on a node. Where that node is not the DC, it is fenced for it.
+    pub(crate) async fn kill_controller(&self, node: &str) {
+        // The kernel keeps fifteen characters of pacemaker-controld.
+        self.exec(node, &["pkill", "-KILL", "-x", "pacemaker-contr"]).await.done();
+    }
+
+    /// Waits until nothing stands in the way of a planned failover any more.
+    pub(crate) async fn may_fail_over(&self, limit: Duration) {
+        self.eventually(limit, "no check refuses a failover", async || {
+            let dry = self.exec("app01", &["pgcm", "failover", "--dry-run"]).await;
+            (dry.status != 0).then(|| dry.to_string())
+        })
+        .await;
+    }
+
     /// What `pgcm status` says, or why it says nothing.
     pub(crate) async fn status_if_any(&self) -> Result<Value, String> {
         let answer = self.exec("app01", &["pgcm", "status", "--output", "json"]).await;
