@@ -13,6 +13,7 @@ pub const CLUSTER: &str = "/cluster";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {
     pub primary: Primary,
+    /// Nodes of the cluster only, whoever else receives WAL.
     pub standbys: Vec<Standby>,
     /// Whether the observer's side of the cluster had quorum. Only views with quorum are published.
     pub quorum: bool,

@@ -86,13 +86,21 @@ pub fn decide(
     match hold(view, this_node, local) {
         Ok(facts) => Decision::Publish(ClusterView {
             primary: Primary { name: this_node.to_owned(), address, timeline: facts.timeline },
-            standbys: facts.standbys.iter().map(|standby| as_agent_says(view, standby)).collect(),
+            standbys: members(view, &facts.standbys)
+                .map(|standby| as_agent_says(view, standby))
+                .collect(),
             quorum: view.quorum,
             system_identifier: facts.system_identifier.clone(),
             observed_at: String::new(),
         }),
         Err(hold) => Decision::Hold(hold),
     }
+}
+
+/// Those that are nodes of the cluster. A base backup under way and an archive (`pg_receivewal`) receive WAL as well,
+/// and no failover has to wait for an agent of theirs.
+fn members<'a>(view: &PacemakerView, standbys: &'a [Standby]) -> impl Iterator<Item = &'a Standby> {
+    standbys.iter().filter(|standby| view.node(&standby.name).is_some())
 }
 
 /// Our agent names one synchronous standby only, so that Postgres calls the others `async`, also those

@@ -359,6 +359,21 @@ fn a_standby_that_the_agent_calls_potential_is_published_as_potential() {
 }
 
 #[test]
+fn a_receiver_of_wal_that_is_no_node_is_not_published_as_a_standby() {
+    for (name, view) in views("healthy") {
+        let primary = view.promoted()[0];
+        let node = view.nodes.iter().find(|node| node.name != primary).expect("another");
+        let standbys = ["pg_basebackup", &node.name, "pg_receivewal"];
+        let standbys = standbys.map(|name| standby(name, "async")).to_vec();
+        let facts = LocalFacts { standbys, ..primary_facts() };
+        let decision = decide(&view, primary, "10.0.0.9".parse().unwrap(), Ok(&facts));
+        let Decision::Publish(published) = decision else { panic!("{name}: {decision:?}") };
+        let names: Vec<_> = published.standbys.iter().map(|standby| &standby.name).collect();
+        assert_eq!(names, [&node.name], "{name}");
+    }
+}
+
+#[test]
 fn a_failed_start_is_told_with_what_the_agent_said_and_in_full_on_its_own_node() {
     let mut shown = 0;
     for (name, text) in recordings("failed-actions") {
