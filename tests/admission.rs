@@ -99,12 +99,18 @@ async fn transactions_that_hold_up_the_pause_are_terminated_only_when_asked_for(
     let report = run(&etcd, options("one")).await;
     assert_eq!(report.exit, Exit::PutBack, "{report}");
     assert!(!cluster.calls().iter().any(|call| call.ends_with("terminate")));
-    let after = Some(Duration::from_millis(200));
-    let report = run(&etcd, FailoverOptions { terminate_after: after, ..options("two") }).await;
-    assert_eq!(report.exit, Exit::Done, "{report}");
-    assert!(report.to_string().contains("TERMINATED: PID 4711 (app on app"), "{report}");
-    let asked = cluster.calls().into_iter().filter(|call| call.ends_with("terminate"));
-    assert_eq!(asked.collect::<Vec<_>>(), ["pg01/supervise terminate"]);
+    // Zero: whatever is still open at once.
+    for (name, after) in [("two", Duration::from_millis(200)), ("three", Duration::ZERO)] {
+        cluster.fault("pause", Fault::Busy);
+        let primary = cluster.primary();
+        let terminate_after = Some(after);
+        let report = run(&etcd, FailoverOptions { terminate_after, ..options(name) }).await;
+        assert_eq!(report.exit, Exit::Done, "{report}");
+        assert!(report.to_string().contains("TERMINATED: PID 4711 (app on app"), "{report}");
+        let calls = cluster.calls();
+        let asked: Vec<_> = calls.iter().filter(|call| call.ends_with("terminate")).collect();
+        assert_eq!(asked.last(), Some(&&format!("{primary}/supervise terminate")), "{asked:?}");
+    }
     let (_, entries, _) = history::read(&etcd).await.expect("etcd answers");
     assert_eq!(entries[0].change.terminated[0].pid, 4711);
 }

@@ -334,8 +334,10 @@ impl pb::agent_server::Agent for FakeAgent {
         .await
     }
 
-    async fn check(&self, _: Request<pb::CheckRequest>) -> Answer<pb::CheckResponse> {
-        self.answer("check", || async {
+    async fn check(&self, request: Request<pb::CheckRequest>) -> Answer<pb::CheckResponse> {
+        let target = request.into_inner().target;
+        self.answer("check", || async move {
+            assert_eq!(target, self.cluster.view().standbys[0].name, "whom the move is to be to");
             let (state, name) = (self.cluster.lock(), self.name());
             let failover_slots = state.slots.get(&name).cloned().unwrap_or_default();
             let findings = state.findings.get(&name).cloned().into_iter().collect();
@@ -382,8 +384,9 @@ impl pb::agent_server::Agent for FakeAgent {
         &self,
         request: Request<pb::TerminateRequest>,
     ) -> Answer<pb::TerminateResponse> {
-        let asked = request.into_inner().backends;
+        let pb::TerminateRequest { backends: asked, min_age_ms, .. } = request.into_inner();
         self.answer("terminate", || async move {
+            assert_ne!(min_age_ms, 0, "an agent refuses that");
             assert_eq!(asked, [pb::Backend { pid: 4711, port: 5000 }], "each once");
             // Whatever was busy is free now.
             self.cluster.heal();
@@ -405,10 +408,12 @@ impl pb::agent_server::Agent for FakeAgent {
         self.answer("prepare", || async { Ok(pb::PrepareResponse { checkpoint_ms: 1 }) }).await
     }
 
-    async fn migrate(&self, _: Request<pb::MigrateRequest>) -> Answer<pb::MigrateResponse> {
-        self.answer("migrate", || async {
+    async fn migrate(&self, request: Request<pb::MigrateRequest>) -> Answer<pb::MigrateResponse> {
+        let target = request.into_inner().target;
+        self.answer("migrate", || async move {
             self.cluster.lock().constraint = true;
             let to = self.cluster.view().standbys[0].name.clone();
+            assert_eq!(target, to, "whom the checks were about");
             self.cluster.move_primary(&to).await;
             Ok(self.moved())
         })

@@ -27,7 +27,7 @@ pub enum PeerError {
     Unreachable { agent: String, reason: String },
     #[error("{agent} refused to {what}: {message}")]
     Refused { agent: String, what: &'static str, message: String },
-    #[error("{agent} obeys a newer attempt and refused to {what}: {message}")]
+    #[error("{agent} refused to {what}: {message}")]
     Stale { agent: String, what: &'static str, message: String },
     #[error("{agent} did not {what} within {limit:?}")]
     TimedOut { agent: String, what: &'static str, limit: Duration },
@@ -154,7 +154,8 @@ impl Peer {
         min_age: Duration,
         limit: Duration,
     ) -> Result<Vec<Terminated>, PeerError> {
-        let min_age_ms = millis(min_age);
+        // None at all is refused: too easily it is only missing.
+        let min_age_ms = millis(min_age).max(1);
         let request =
             self.request(pb::TerminateRequest { attempt: Some(attempt), backends, min_age_ms });
         let mut client = self.client.clone();

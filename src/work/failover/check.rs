@@ -70,6 +70,8 @@ struct Asked {
 #[derive(Debug, Clone)]
 pub struct World {
     pub view: Option<ClusterView>,
+    /// Whom the checks were about, and the move is going to be.
+    pub target: Option<String>,
     pub agents: Vec<Arc<Agent>>,
     pub findings: Vec<Found>,
 }
@@ -109,8 +111,7 @@ impl Failover {
             .collect();
         {
             let mut state = self.state();
-            state.target =
-                world.view.as_ref().and_then(|view| together::expected(&self.options, view));
+            state.target = world.target;
             state.before = world.view;
             state.agents = world.agents;
             state.findings = world.findings;
@@ -163,7 +164,8 @@ impl Failover {
             .into_iter()
             .map(|words| found("failover", Finding::refuse("agent-address", words)))
             .collect();
-        let asked = self.ask_all(candidates).await;
+        let target = view.as_ref().ok().and_then(|view| together::expected(&self.options, view));
+        let asked = self.ask_all(candidates, target.as_deref()).await;
         let mut agents = Vec::new();
         for asked in asked {
             agents.extend(judge_agent(asked, &mut findings).map(Arc::new));
@@ -171,15 +173,15 @@ impl Failover {
         agents.sort_by_key(|agent| (agent.host.clone(), agent.kind));
         let together = together::judge(&self.options, view.as_ref(), &agents);
         findings.extend(together.into_iter().map(|finding| found("failover", finding)));
-        Ok(World { view: view.ok(), agents, findings })
+        Ok(World { view: view.ok(), target, agents, findings })
     }
 
-    async fn ask_all(&self, candidates: Vec<Candidate>) -> Vec<Asked> {
+    async fn ask_all(&self, candidates: Vec<Candidate>, target: Option<&str>) -> Vec<Asked> {
         let limit = self.options.health_check_timeout;
         let terms = pb::CheckRequest {
             pause_timeout_ms: millis(self.options.pause_timeout),
             pause_expiry_ms: millis(self.options.pause_expiry),
-            target: self.options.target.clone().unwrap_or_default(),
+            target: target.unwrap_or_default().to_owned(),
         };
         let mut awaited: Vec<String> =
             candidates.iter().map(|candidate| candidate.peer.name().to_owned()).collect();

@@ -106,7 +106,7 @@ impl Failover {
         };
         let request = pb::MigrateRequest {
             attempt: Some(self.attempt()),
-            target: self.options.target.clone().unwrap_or_default(),
+            target: self.state().target.clone().unwrap_or_default(),
             timeout_ms: millis(budget),
             constraint_lifetime_ms: millis(self.options.constraint_lifetime),
         };
