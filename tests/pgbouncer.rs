@@ -235,6 +235,15 @@ async fn a_starting_agent_leaves_a_live_attempts_pause_until_its_deadline() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_starting_agent_leaves_traffic_that_flows_to_whoever_pauses_it() {
+    let (_postgres, pgbouncer) = setup().await;
+    let pauser = pauser(&[&pgbouncer]);
+    pauser.recover(Some((attempt(clock::unix_ms() + 60_000), 5))).await;
+    assert!(!pauser.status().borrow().paused);
+    tokio::time::timeout(SECOND, pauser.drain()).await.expect("nothing to wait for");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_clock_that_is_ahead_elsewhere_does_not_lengthen_an_adopted_pause() {
     let (_postgres, pgbouncer) = setup().await;
     pgbouncer.console().connect().await.unwrap().pause(SECOND).await.unwrap();

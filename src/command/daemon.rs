@@ -197,8 +197,10 @@ impl Daemon {
     pub(super) async fn run(self, pauser: &Pauser) -> bool {
         let flowing = async {
             let _ = tokio::time::timeout(DRAIN, pauser.drain()).await;
+            pauser.stop().await;
         };
         let signalled = self.tasks.run(&self.log, self.switch, flowing, GRACE).await;
+        // Where that was cut short, or a task has ended.
         pauser.stop().await;
         signalled
     }

@@ -61,9 +61,9 @@ impl Gate {
         }
     }
 
-    /// The highest token of a failover that was heard of.
-    pub fn newest_failover(&self) -> i64 {
-        self.failover
+    /// The highest token of a failover that was heard of, unless that one is known to have lost the lock.
+    pub fn current_failover(&self) -> Option<i64> {
+        (self.failover >= self.least).then_some(self.failover)
     }
 }
 
@@ -103,6 +103,8 @@ mod tests {
         gate.heed(LockSeen::Free { revision: 3 });
         gate.heed(LockSeen::Other { token: 2 });
         gate.admit(9).expect("still the newest");
-        assert_eq!(gate.newest_failover(), 9);
+        assert_eq!(gate.current_failover(), Some(9));
+        gate.heed(LockSeen::Free { revision: 9 });
+        assert_eq!(gate.current_failover(), None);
     }
 }

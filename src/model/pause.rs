@@ -61,8 +61,9 @@ struct Hold {
     claim: Option<Claim>,
     deadline: Instant,
     timer: Timer,
-    /// Found at start: another agent may have asked PgBouncer for it, and have ended it since.
-    adopted: bool,
+    /// Found at start, when another agent may have asked PgBouncer for it and have ended it since: the newest failover
+    /// that its expiry was put off for, at first its own.
+    adopted: Option<i64>,
 }
 
 impl PauseBook {
@@ -88,12 +89,13 @@ impl PauseBook {
             Some(hold) if hold.claim.as_ref() == Some(claim) => hold.deadline.min(asked),
             _ => asked,
         };
-        Ok(self.enter(Some(claim.clone()), deadline, false))
+        Ok(self.enter(Some(claim.clone()), deadline, None))
     }
 
     /// Enters a pause found at start, or one whose resume failed: due at `deadline`.
     pub fn adopt(&mut self, claim: Option<Claim>, deadline: Instant) -> Timer {
-        self.enter(claim, deadline, true)
+        let own = claim.as_ref().map(|claim| claim.token);
+        self.enter(claim, deadline, own)
     }
 
     /// Whether `claim` may pause or resume now.
@@ -138,9 +140,9 @@ impl PauseBook {
     /// That failover may have asked another agent of this machine for its own pause, whose expiry is armed there: ours
     /// would let clients go in the middle of the move. By `deadline` its pause must have expired.
     pub fn defer(&mut self, newest: i64, deadline: Instant) -> Option<Timer> {
-        let claim = self.hold.as_ref().filter(|hold| hold.adopted)?.claim.clone()?;
-        (claim.token < newest)
-            .then(|| self.enter(Some(Claim { token: newest, ..claim }), deadline, true))
+        let hold = self.hold.as_ref().filter(|hold| hold.adopted.is_some_and(|of| of < newest))?;
+        let claim = hold.claim.clone();
+        Some(self.enter(claim, deadline, Some(newest)))
     }
 
     /// Whether a pause is in the book.
@@ -153,7 +155,7 @@ impl PauseBook {
         Some(self.hold.as_ref()?.claim.as_ref()?.attempt.as_str())
     }
 
-    fn enter(&mut self, claim: Option<Claim>, deadline: Instant, adopted: bool) -> Timer {
+    fn enter(&mut self, claim: Option<Claim>, deadline: Instant, adopted: Option<i64>) -> Timer {
         self.armed += 1;
         let timer = Timer(self.armed);
         self.hold = Some(Hold { claim, deadline, timer, adopted });
@@ -197,6 +199,8 @@ mod tests {
         let timer = book.defer(6, now + SECOND).expect("a newer one may need it");
         assert_eq!(book.due(old, now), Due::Obsolete);
         assert_eq!(book.due(timer, now), Due::Wait(SECOND));
+        // It is still the older one's, and so the newer one's to take over.
+        assert_eq!(book.check(&claim("b", 6), now), Ok(()));
         // Nothing newer: now it ends.
         assert_eq!(book.defer(6, now + 9 * SECOND), None);
         assert_eq!(book.due(timer, now + SECOND), Due::Now);

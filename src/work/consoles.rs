@@ -54,6 +54,12 @@ pub async fn in_order<T: 'static>(mut tasks: JoinSet<(usize, T)>) -> Vec<T> {
     done.into_iter().map(|(_, one)| one).collect()
 }
 
+/// Whether every process says that it lets queries flow.
+pub async fn all_flow(consoles: &[Console]) -> bool {
+    let flows = each(consoles, |console| async move { console.connect().await?.flow().await });
+    flows.await.into_iter().all(|flow| matches!(flow, Ok(Flow::Active)))
+}
+
 /// Pauses every process and proves it: nothing flows and no server connection is in use.
 ///
 /// `limit` bounds the whole. On failure any of them may be paused or still pausing.

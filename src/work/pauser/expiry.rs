@@ -40,9 +40,10 @@ async fn expire(inner: Arc<Inner>, timer: Timer) {
             continue;
         }
         let attempt = inner.book().owner().map(str::to_owned);
-        let newest = inner.gate.lock().newest_failover();
+        let current = inner.gate.lock().current_failover();
         let ceiling = inner.options.adopt_ceiling;
-        if let Some(timer) = inner.book().defer(newest, Instant::now() + ceiling) {
+        let put_off = current.and_then(|token| inner.book().defer(token, Instant::now() + ceiling));
+        if let Some(timer) = put_off {
             info!(inner.log, "a failover has begun since this pause was found, ending it later";
                 "event" => "pause.expire.defer", "attempt" => attempt.unwrap_or_default(),
                 "expiry_ms" => millis(ceiling));

@@ -14,12 +14,13 @@ use crate::{
         pause::Claim,
         span::millis,
     },
+    work::consoles,
 };
 
 impl Pauser {
     /// To be called once when the agent starts: resumes whatever an earlier life left paused,
     /// unless the attempt that holds the lock owns the pause; then its expiry is armed again, at most
-    /// [`PauserOptions::adopt_ceiling`] from now.
+    /// [`PauserOptions::adopt_ceiling`] from now. What is not paused by then is whoever's who pauses it.
     ///
     /// Returns after the first try; when that failed, more follow until traffic flows.
     pub async fn recover(&self, lock: Option<(Attempt, i64)>) {
@@ -27,6 +28,9 @@ impl Pauser {
         if let Some((attempt, token)) = lock {
             let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
             let left = left.min(millis(inner.options.adopt_ceiling));
+            if left > 0 && consoles::all_flow(&inner.options.consoles).await {
+                return;
+            }
             if left > 0 {
                 info!(inner.log, "a failover is under way, its pause is left alone until it expires";
                     "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
