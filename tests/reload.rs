@@ -13,13 +13,14 @@ use support::{
     pgbouncer::{Pgbouncer, start_pgbouncer},
     postgres::{connect, start_postgres},
 };
-use tokio_postgres::{Client, Statement};
+use tokio_postgres::{Client, Config, NoTls, Statement};
 
 const SECOND: Duration = Duration::from_secs(1);
 
 fn file(pgbouncer: &Pgbouncer) -> File {
     let text = fs::read_to_string(&pgbouncer.file).expect("readable");
-    File { databases: pgbouncer_ini::parse(&text).expect("an ini file"), text }
+    let databases = pgbouncer_ini::parse(&text).expect("an ini file");
+    File { path: pgbouncer.file.clone(), databases, text }
 }
 
 /// Replaces `old` in PgBouncer's file by `new`, and makes it follow.
@@ -31,6 +32,37 @@ async fn change(
     let text = file(pgbouncer).text.replace(old, new);
     fs::write(&pgbouncer.file, text).expect("writable");
     follow(processes, &file(pgbouncer), true).await.remove(0)
+}
+
+/// What a proxy makes of PgBouncer that starts now: a look, a RELOAD if that tells something, and another look.
+async fn looked_at(pgbouncer: &Pgbouncer) -> Result<(), ReloadError> {
+    let mut processes = vec![Process::new(pgbouncer.console())];
+    let mut last = Ok(());
+    for _ in 0..3 {
+        last = follow(&mut processes, &file(pgbouncer), false).await.remove(0);
+    }
+    last
+}
+
+#[tokio::test]
+async fn what_is_set_on_the_console_or_in_a_file_of_its_own_is_not_taken_for_half_a_file() {
+    let mut pgbouncer = start_pgbouncer(free_port(), 5432, "log_connections = 0").await;
+    let mut console = Config::new();
+    console.host_path(pgbouncer.dir()).port(pgbouncer.port).user("pgbouncer").dbname("pgbouncer");
+    let (console, connection) = console.connect(NoTls).await.expect("a console");
+    tokio::spawn(connection);
+    console.simple_query("SET log_connections = 1").await.expect("the default");
+    looked_at(&pgbouncer).await.expect("to the end of its file");
+    // A file for each process, as those have that share a port.
+    let rendered = pgbouncer.file.clone();
+    let own = rendered.with_extension("own");
+    let text = format!("%include {}\nlog_connections = 1\n", rendered.display());
+    fs::write(&own, text).expect("written");
+    pgbouncer.stop();
+    pgbouncer.file = own;
+    pgbouncer.start().await;
+    pgbouncer.file = rendered;
+    looked_at(&pgbouncer).await.expect("it includes the file to its end");
 }
 
 #[tokio::test]
@@ -53,8 +85,7 @@ async fn a_file_that_is_read_by_half_is_told_until_it_is_mended() {
         other => panic!("{other:?}"),
     }
     // Whoever starts later, and has no reason to RELOAD, sees it as well.
-    let mut later = vec![Process::new(pgbouncer.console())];
-    let later = follow(&mut later, &file(&pgbouncer), false).await.remove(0);
+    let later = looked_at(&pgbouncer).await;
     let told_by_reload = matches!(error, ReloadError::Complains { .. });
     assert!(told_by_reload || matches!(later, Err(ReloadError::HalfRead { .. })), "{later:?}");
     let good = ("pool_mode = nonsense", "pool_mode = transaction");

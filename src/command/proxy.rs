@@ -144,7 +144,7 @@ impl Page for ProxyPage {
     fn health(&self) -> Result<(), String> {
         let state = self.state.borrow();
         match state.trouble() {
-            Some(trouble) => Err(trouble.to_owned()),
+            Some(trouble) => Err(trouble),
             None if state.ready => Ok(()),
             None => Err("nothing has been rendered yet".to_owned()),
         }

@@ -11,7 +11,9 @@ use std::{
 use tokio::{net::UnixStream, task::JoinHandle, time::timeout};
 use tokio_postgres::{Client, NoTls, SimpleQueryMessage, SimpleQueryRow};
 
-use crate::model::console::{Blocker, CONSOLE, Flow, Pool, ShownDatabase, ShownSetting};
+use crate::model::console::{
+    Blocker, CONSOLE, Flow, Pool, ShownConfig, ShownDatabase, ShownSetting,
+};
 
 /// Where a PgBouncer process can be commanded, and as whom.
 #[derive(Debug, Clone)]
@@ -244,9 +246,11 @@ impl Session {
             .collect())
     }
 
-    /// The settings that a RELOAD can change; none where a release does not show its defaults.
-    pub async fn changeable(&self) -> Result<Vec<ShownSetting>, ConsoleError> {
+    /// The configuration that is in force.
+    pub async fn config(&self) -> Result<ShownConfig, ConsoleError> {
         let rows = self.run("SHOW CONFIG", self.limit).await?;
+        let file = rows.iter().find(|row| row.text("key") == Some("conffile"));
+        let file = file.and_then(|row| row.text("value")).map(str::to_owned);
         let changeable = rows.iter().filter(|row| row.text("changeable") == Some("yes"));
         let settings = changeable.filter_map(|row| {
             Some(ShownSetting {
@@ -255,7 +259,7 @@ impl Session {
                 default: row.text("default")?.to_owned(),
             })
         });
-        Ok(settings.collect())
+        Ok(ShownConfig { file, changeable: settings.collect() })
     }
 
     /// What PgBouncer calls itself, for example `PgBouncer 1.24.1`.

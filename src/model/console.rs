@@ -17,7 +17,16 @@ pub struct ShownDatabase {
     pub disabled: bool,
 }
 
-/// A row of `SHOW CONFIG`, of a setting that a RELOAD can change.
+/// What `SHOW CONFIG` says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ShownConfig {
+    /// The file that PgBouncer was started with.
+    pub file: Option<String>,
+    /// The settings that a RELOAD can change; none where a release does not show its defaults.
+    pub changeable: Vec<ShownSetting>,
+}
+
+/// A setting that a RELOAD can change.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ShownSetting {
     pub key: String,

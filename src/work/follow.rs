@@ -67,17 +67,17 @@ impl Follower {
     }
 
     async fn look(&self, state: &ProxyState, address: IpAddr) -> Result<(), String> {
-        let trouble = || {
-            let parts = [&state.etcd, &state.value, &state.render, &state.pgbouncer];
-            parts.into_iter().flatten().cloned().collect::<Vec<_>>().join("; ")
+        let lacks = |what: &str| {
+            let trouble = state.trouble().map(|trouble| format!(" ({trouble})"));
+            Err(format!("{what}{}", trouble.unwrap_or_default()))
         };
         match state.address {
             Some(rendered) if rendered == address => {}
-            Some(other) => return Err(join(format!("its file is for {other}"), &trouble())),
-            None => return Err(join("its file was not rendered yet".to_owned(), &trouble())),
+            Some(other) => return lacks(&format!("its file is for {other}")),
+            None => return lacks("its file was not rendered yet"),
         }
         if !state.proven {
-            return Err(join("its file is written, the proof is missing".to_owned(), &trouble()));
+            return lacks("its file is written, the proof is missing");
         }
         let shown = consoles::each(&self.consoles, |console| async move {
             console.connect().await?.databases().await
@@ -92,8 +92,4 @@ impl Follower {
         }
         Ok(())
     }
-}
-
-fn join(what: String, trouble: &str) -> String {
-    if trouble.is_empty() { what } else { format!("{what} ({trouble})") }
 }

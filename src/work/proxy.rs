@@ -65,11 +65,12 @@ pub struct ProxyState {
 }
 
 impl ProxyState {
-    /// What keeps PgBouncer from following the primary now, or would. A view that is in doubt does not:
-    /// the address alone is the contract.
-    pub fn trouble(&self) -> Option<&str> {
+    /// What keeps PgBouncer from following the primary now, or would; None when nothing does. A view that is in
+    /// doubt does not: the address alone is the contract.
+    pub fn trouble(&self) -> Option<String> {
         let parts = [&self.etcd, &self.value, &self.render, &self.pgbouncer];
-        parts.into_iter().flatten().next().map(String::as_str)
+        let parts: Vec<&str> = parts.into_iter().flatten().map(String::as_str).collect();
+        (!parts.is_empty()).then(|| parts.join("; "))
     }
 }
 

@@ -10,7 +10,10 @@ use tokio::task::JoinSet;
 use super::consoles::in_order;
 use crate::{
     edge::pgbouncer::{Console, ConsoleError, Session},
-    model::pgbouncer_ini::{Agreement, Database, compare, left_at_default},
+    model::{
+        console::ShownConfig,
+        pgbouncer_ini::{self, Agreement, Database, compare},
+    },
 };
 
 /// A RELOAD that did not help is tried again after this long.
@@ -41,7 +44,7 @@ pub enum ReloadError {
     },
     #[error(
         "the PgBouncer at {socket} follows, but has not read its file to the end: {} at the default, not as \
-         the file has it; its log names the line at fault, with which it would not even start",
+         the file has it; the log of its last RELOAD names the line at fault, with which it would not even start",
         .keys.join(", "), socket = .socket.display()
     )]
     HalfRead { socket: PathBuf, keys: Vec<String> },
@@ -50,6 +53,7 @@ pub enum ReloadError {
 /// The file that PgBouncer is to follow.
 #[derive(Debug, Clone)]
 pub struct File {
+    pub path: PathBuf,
     pub databases: Vec<Database>,
     /// All of it.
     pub text: String,
@@ -64,6 +68,8 @@ pub struct Process {
     pending: bool,
     /// Whether PgBouncer got to the end of its file has not been looked at since it read that.
     unread: bool,
+    /// A RELOAD of this session has succeeded: what is not as the file has it was not set on a console before.
+    reloaded: bool,
     /// Settings that the last RELOAD seems not to have got to.
     left_at_default: Vec<String>,
     /// A RELOAD has succeeded: what cannot be seen in SHOW DATABASES is known to be in force.
@@ -79,6 +85,7 @@ impl Process {
             session: None,
             pending: false,
             unread: true,
+            reloaded: false,
             left_at_default: Vec::new(),
             settled: false,
             not_before: None,
@@ -116,7 +123,7 @@ impl Process {
         let session = match self.session.take() {
             Some(session) => session,
             None => {
-                self.unread = true;
+                (self.unread, self.reloaded) = (true, false);
                 self.console.connect().await.map_err(failed)?
             }
         };
@@ -138,14 +145,16 @@ impl Process {
                 }
             }
             self.reloads += 1;
-            self.unread = true;
+            (self.unread, self.reloaded) = (true, true);
             self.left_at_default.clear();
             agreement = compare(&file.databases, &session.databases().await.map_err(failed)?);
         } else if self.unread || !self.left_at_default.is_empty() {
             // Before 1.25 the answer to RELOAD tells nothing of this. Not at once: clients may wait for this proof.
             self.unread = false;
-            let shown = session.changeable().await.map_err(failed)?;
-            self.left_at_default = left_at_default(&file.text, &shown);
+            let left = left_at_default(file, &session.config().await.map_err(failed)?);
+            // A SET on the console looks the same until the next RELOAD.
+            self.pending |= !left.is_empty() && !self.reloaded;
+            self.left_at_default = if self.reloaded { left } else { Vec::new() };
         }
         match (agreement, complaint) {
             (Agreement::Differs(differences), _) => {
@@ -157,6 +166,17 @@ impl Process {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// The settings that a process seems not to have got to in its `file`. Nothing is said of one that was started with
+/// another file, which includes this one and may say more.
+fn left_at_default(file: &File, shown: &ShownConfig) -> Vec<String> {
+    let is_its_own = shown.file.as_deref().is_some_and(|own| Path::new(own) == file.path);
+    if is_its_own {
+        pgbouncer_ini::left_at_default(&file.text, &shown.changeable)
+    } else {
+        Vec::new()
     }
 }
 
@@ -180,15 +200,4 @@ pub async fn follow(
         answers.push(answer);
     }
     answers
-}
-
-impl ReloadError {
-    pub fn socket(&self) -> &Path {
-        match self {
-            Self::Console { socket, .. }
-            | Self::Differs { socket, .. }
-            | Self::Complains { socket, .. }
-            | Self::HalfRead { socket, .. } => socket,
-        }
-    }
 }

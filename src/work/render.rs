@@ -47,6 +47,8 @@ pub struct Rendered {
     pub address: IpAddr,
     /// The databases of PgBouncer's own file.
     pub databases: Vec<Database>,
+    /// Where PgBouncer's own file is.
+    path: PathBuf,
     texts: Vec<String>,
 }
 
@@ -54,7 +56,7 @@ impl Rendered {
     /// PgBouncer's own file.
     pub fn pgbouncer_ini(&self) -> File {
         let text = self.texts.first().cloned().unwrap_or_default();
-        File { databases: self.databases.clone(), text }
+        File { path: self.path.clone(), databases: self.databases.clone(), text }
     }
 }
 
@@ -145,7 +147,8 @@ impl Renderer {
             let text = template::render(&name, &source, &context).map_err(RenderError::Template)?;
             texts.push(text);
         }
-        Ok(Rendered { address: wanted.address, databases, texts })
+        let path = first.target.clone();
+        Ok(Rendered { address: wanted.address, databases, path, texts })
     }
 }
 

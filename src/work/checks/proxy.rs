@@ -71,7 +71,7 @@ fn following(state: &ProxyState) -> Option<Finding> {
     if state.proven && trouble.is_none() {
         return None;
     }
-    let reason = trouble.unwrap_or("nothing has been proven yet");
+    let reason = trouble.unwrap_or_else(|| "nothing has been proven yet".to_owned());
     Some(Finding::refuse(
         "pgbouncer-follows",
         format!(
