@@ -138,6 +138,12 @@ async fn the_constraint_stays_until_the_new_primary_has_the_highest_score() {
     stage.scene.set(|world| world.constraints = vec!["<rsc_location/>".to_owned()]);
     let error = mover.unmigrate("a1", || true).await.expect_err("it would be taken back");
     assert!(matches!(error, MoveError::Contested { .. }), "{error}");
+
+    // As little is known of a Pacemaker that does not answer.
+    stage.scene.set(|world| world.crm_mon = (102, String::new()));
+    let error = mover.unmigrate("a1", || true).await.expect_err("it might be taken back");
+    assert!(matches!(error, MoveError::Pacemaker(_)), "{error}");
+    assert_eq!(stage.scene.calls("--delete"), 1, "only the one above");
     promoted("1000", "-INFINITY");
     let error = mover.unmigrate("a1", || false).await.expect_err("it may be another's by now");
     assert!(matches!(error, MoveError::Overtaken { .. }), "{error}");

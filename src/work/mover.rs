@@ -291,7 +291,8 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         self.pacemaker.forget_move(&clone).await.map_err(MoveError::Pacemaker)
     }
 
-    /// Whether another attempt than `attempt` holds the lock. While etcd does not answer, none can have got it.
+    /// Whether another attempt than `attempt` is seen to hold the lock. While etcd does not answer here, the tokens that
+    /// were heard of decide.
     async fn is_overtaken(&self, attempt: &str) -> bool {
         let Ok(Some(lock)) = self.etcd.get(LOCK).await else { return false };
         serde_json::from_str::<Attempt>(&lock.value).map_or(true, |holder| holder.id != attempt)
@@ -301,8 +302,9 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     /// Where nobody has the role by then the request has to go: with it, nobody else may get it.
     ///
     /// # Errors
-    /// [`MoveError::Contested`] when it would still move the role away from a node that has it, and
-    /// [`MoveError::Overtaken`] when another attempt than `attempt` has the lock.
+    /// [`MoveError::Contested`] when it would still move the role away from a node that has it,
+    /// [`MoveError::Overtaken`] when another attempt than `attempt` has the lock, and [`MoveError::Pacemaker`] when
+    /// nobody says where the role is.
     async fn until_role_stays(&self, attempt: &str) -> Result<(), MoveError> {
         let deadline = Instant::now() + PATIENCE;
         loop {
@@ -311,14 +313,14 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
                 return Err(MoveError::Overtaken { attempt: attempt.to_owned() });
             }
             let view = self.pacemaker.roles().await;
-            let without =
-                view.as_ref().map(|view| view.without_constraint(self.pacemaker.resource()));
-            match without {
+            let is_late = Instant::now() >= deadline;
+            match view.map(|view| view.without_constraint(self.pacemaker.resource())) {
                 Ok(Without::Stays) => return Ok(()),
-                Ok(Without::Leaves { promoted, rival }) if Instant::now() >= deadline => {
+                Ok(Without::Leaves { promoted, rival }) if is_late => {
                     return Err(MoveError::Contested { promoted, rival });
                 }
-                _ if Instant::now() >= deadline => return Ok(()),
+                Ok(Without::Unsettled) if is_late => return Ok(()),
+                Err(error) if is_late => return Err(MoveError::Pacemaker(error)),
                 _ => sleep(ROLE_LOOK).await,
             }
         }
