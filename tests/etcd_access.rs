@@ -177,6 +177,19 @@ async fn a_member_whose_ca_is_known_is_asked_over_tls_and_no_other() {
     assert!(error.contains(&server.url()) && error.contains(&checked), "{error}");
 }
 
+#[test]
+fn a_ca_that_was_cut_off_is_named() {
+    let authority = Authority::new();
+    let ca = authority.certificate("ca");
+    let whole = fs::read_to_string(&ca).expect("readable");
+    fs::write(&ca, &whole[..whole.len() / 2]).expect("written");
+    let error = Tls::trusting(&ca).expect_err("half a certificate").to_string();
+    assert!(
+        error.starts_with(&format!("a certificate in {} cannot be read", ca.display())),
+        "{error}"
+    );
+}
+
 #[tokio::test]
 async fn a_member_that_wants_a_certificate_is_shown_one() {
     let authority = Authority::new();

@@ -18,6 +18,12 @@ pub enum TlsError {
     File(#[from] FileError),
     #[error("{path} holds no certificate; expected `{CERTIFICATE}` in it", path = .path.display())]
     NoCertificate { path: PathBuf },
+    #[error("a certificate in {path} cannot be read; expected whole ones as PEM", path = .path.display())]
+    BrokenCertificate {
+        path: PathBuf,
+        #[source]
+        source: tonic::transport::Error,
+    },
     #[error(
         "{} and {} are no certificate and its key, both as PEM, the key without a passphrase",
         .certificate.display(), .key.display()
@@ -42,17 +48,18 @@ impl Tls {
     /// Trusts members whose certificates the CAs in the file `ca` signed.
     pub fn trusting(ca: &Path) -> Result<Self, TlsError> {
         let certificates = Certificate::from_pem(certificates(ca)?);
-        let options = TlsOptions::new().ca_certificate(certificates);
-        Ok(Self { options, ca: ca.to_owned(), shows: false })
+        let path = ca.to_owned();
+        match usable(TlsOptions::new().ca_certificate(certificates)) {
+            Ok(options) => Ok(Self { options, ca: path, shows: false }),
+            Err(source) => Err(TlsError::BrokenCertificate { path, source }),
+        }
     }
 
     /// Shows members the certificate in one file, proven by the key in another, which only its owner may read.
     pub fn showing(self, certificate: &Path, key: &Path) -> Result<Self, TlsError> {
         let identity = Identity::from_pem(certificates(certificate)?, files::read_secret(key)?);
-        let options = self.options.identity(identity);
-        // They are looked at when an endpoint is made of them: better now than with each call.
-        match Endpoint::from_static("https://etcd").tls_config(options.clone()) {
-            Ok(_) => Ok(Self { options, shows: true, ..self }),
+        match usable(self.options.identity(identity)) {
+            Ok(options) => Ok(Self { options, shows: true, ca: self.ca }),
             Err(source) => {
                 let (certificate, key) = (certificate.to_owned(), key.to_owned());
                 Err(TlsError::NoIdentity { certificate, key, source })
@@ -74,6 +81,11 @@ impl Tls {
         let hung_up = status.source().is_some() && status.code() != Code::Unavailable;
         (hung_up && !self.shows).then(|| "it may want a certificate: see etcd.cert-file".to_owned())
     }
+}
+
+/// What is in `options` is looked at when an endpoint is made of them: better now than with each call.
+fn usable(options: TlsOptions) -> Result<TlsOptions, tonic::transport::Error> {
+    Endpoint::from_static("https://etcd").tls_config(options.clone()).map(|_| options)
 }
 
 fn certificates(path: &Path) -> Result<String, TlsError> {
