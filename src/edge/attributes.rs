@@ -21,6 +21,8 @@ pub enum AttributeError {
     Cib(#[source] CibError),
     #[error("the CIB still lets {nodes} be promoted after {limit:?}")]
     StillPromotable { nodes: String, limit: Duration },
+    #[error("the CIB has no promotion score of {node} after {limit:?}")]
+    NoScore { node: String, limit: Duration },
     #[error(
         "{confirmed} of {nodes} nodes hold the claims in this node's CIB, too few to rely on them"
     )]
@@ -139,7 +141,8 @@ impl<R: Run> Attributes<R> {
     /// Waits at most `limit` until the CIB shows that `node` has a promotion score.
     pub async fn confirm_score(&self, node: &str, limit: Duration) -> Result<(), AttributeError> {
         let has = |cib: &Cib| cib.node(node).is_some_and(|node| node.score(&self.names).is_some());
-        self.query_until(limit, has).await.map(|_| ())
+        let cib = self.query_until(limit, has).await?;
+        has(&cib).then_some(()).ok_or(AttributeError::NoScore { node: node.to_owned(), limit })
     }
 
     /// Reads the CIB until it `shows` something, for at most `limit`; returns what it was last.
