@@ -299,11 +299,12 @@ async fn an_agent_that_is_asked_to_stop_leaves_its_pause_to_whoever_ends_it() {
         let pauser = pauser.clone();
         async move { pauser.drain().await }
     });
+    // Until then its own attempt may ask again; another would take the pause over.
     let refused = || async {
-        let error = pauser.pause(&claim("b", 2), SHORT, LONG).await;
+        let error = pauser.pause(&claim("a", 1), SHORT, LONG).await;
         matches!(error, Err(PauseError::Closing))
     };
-    eventually(SECOND, "no other begins", refused).await;
+    eventually(SECOND, "none begins", refused).await;
     assert!(!draining.is_finished() && flow(&pgbouncer).await == Flow::Held);
     pauser.resume(&claim("a", 1)).await.unwrap();
     draining.await.unwrap();
