@@ -290,6 +290,7 @@ async fn publish(etcd: &Etcd, primary: &str, standbys: Vec<Standby>) {
     let view = ClusterView {
         primary: Primary { name: primary.to_owned(), address, timeline: 1 },
         standbys,
+        offline: Vec::new(),
         quorum: true,
         system_identifier: "7".to_owned(),
         observed_at: String::new(),

@@ -15,6 +15,9 @@ pub struct ClusterView {
     pub primary: Primary,
     /// Nodes of the cluster only, whoever else receives WAL.
     pub standbys: Vec<Standby>,
+    /// Nodes of the cluster that are no members now: lost, or stopped.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub offline: Vec<String>,
     /// Whether the observer's side of the cluster had quorum. Only views with quorum are published.
     pub quorum: bool,
     /// Postgres' identity of this cluster: equal on all nodes that stem from one `initdb`.
@@ -107,6 +110,7 @@ mod tests {
                     timeline: 1,
                 },
                 standbys: vec![first, second],
+                offline: Vec::new(),
                 quorum: true,
                 system_identifier: "7".to_owned(),
                 observed_at: String::new(),

@@ -89,12 +89,18 @@ pub fn decide(
             standbys: members(view, &facts.standbys)
                 .map(|standby| as_agent_says(view, standby))
                 .collect(),
+            offline: offline(view),
             quorum: view.quorum,
             system_identifier: facts.system_identifier.clone(),
             observed_at: String::new(),
         }),
         Err(hold) => Decision::Hold(hold),
     }
+}
+
+fn offline(view: &PacemakerView) -> Vec<String> {
+    let offline = view.nodes.iter().filter(|node| !node.online);
+    offline.map(|node| node.name.clone()).collect()
 }
 
 /// Those that are nodes of the cluster. A base backup under way and an archive (`pg_receivewal`) receive WAL as well,
@@ -197,6 +203,7 @@ mod tests {
                 timeline,
             },
             standbys: Vec::new(),
+            offline: Vec::new(),
             quorum: true,
             system_identifier: system.to_owned(),
             observed_at: String::new(),

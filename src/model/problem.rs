@@ -51,6 +51,12 @@ pub fn problems(seen: &Seen) -> Vec<String> {
             );
         }
         found.extend(unattended(view, seen.registered));
+        found.extend(view.offline.iter().map(|node| {
+            format!(
+                "{node} is offline; start it, or Corosync and Pacemaker there (gone for good: crm_node \
+                 --force --remove {node})"
+            )
+        }));
     }
     for agent in seen.agents.iter().filter(|agent| agent.verdict() != Verdict::Healthy) {
         let Registration { host, kind, .. } = &agent.registration;
@@ -111,6 +117,7 @@ mod tests {
     /// What [`Seen`] borrows.
     struct World {
         primary_address: &'static str,
+        view: ClusterView,
         view_age: Option<Duration>,
         registered: Vec<Registration>,
         agents: Vec<AgentStatus>,
@@ -122,6 +129,7 @@ mod tests {
         let of = |host| [AgentKind::Supervise, AgentKind::Proxy].map(|k| registration(host, k));
         let mut world = World {
             primary_address: "10.0.0.1",
+            view: view("10.0.0.1"),
             view_age: Some(Duration::from_secs(12)),
             registered: [of("pg01"), of("pg02")].concat(),
             agents: Vec::new(),
@@ -130,7 +138,7 @@ mod tests {
         change(&mut world);
         problems(&Seen {
             primary_address: Some(world.primary_address),
-            cluster: Some(&view("10.0.0.1")),
+            cluster: Some(&world.view),
             view_age: world.view_age,
             oldest_view: OLDEST,
             registered: &world.registered,
@@ -168,6 +176,13 @@ mod tests {
     fn keys_that_disagree_are_a_problem() {
         let found = found(|world| world.primary_address = "10.0.0.9");
         assert!(found[0].contains("/master says 10.0.0.9"), "{found:?}");
+    }
+
+    #[test]
+    fn a_node_that_is_offline_is_a_problem_also_when_its_agents_are_not_registered() {
+        let found = found(|world| world.view.offline.push("pg03".to_owned()));
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].starts_with("pg03 is offline; start it, or"), "{found:?}");
     }
 
     #[test]

@@ -167,6 +167,7 @@ mod tests {
                 sync_state: "sync".to_owned(),
                 replay_lag_bytes: 0,
             }],
+            offline: Vec::new(),
             quorum: true,
             system_identifier: "7".to_owned(),
             observed_at: "2026-01-01T00:00:00Z".to_owned(),

@@ -70,6 +70,7 @@ pub(crate) mod tests {
                 sync_state: "sync".into(),
                 replay_lag_bytes: 12,
             }],
+            offline: Vec::new(),
             quorum: true,
             system_identifier: "7".into(),
             observed_at: "2026-01-01T00:00:00Z".into(),

@@ -208,6 +208,7 @@ impl FakeCluster {
         ClusterView {
             standbys: standbys.collect(),
             primary: self.primary_now(),
+            offline: Vec::new(),
             quorum: true,
             system_identifier: "7".to_owned(),
             observed_at: clock::now_rfc3339(),

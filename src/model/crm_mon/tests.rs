@@ -359,6 +359,19 @@ fn a_standby_that_the_agent_calls_potential_is_published_as_potential() {
 }
 
 #[test]
+fn a_lost_node_is_published_as_offline() {
+    let mut seen = 0;
+    for (name, view) in views("standby-lost") {
+        let [primary] = view.promoted()[..] else { continue };
+        let lost = view.nodes.iter().find(|node| !node.online).expect("a lost node");
+        let Decision::Publish(published) = decision(&view, primary) else { panic!("{name}") };
+        assert_eq!(published.offline, *std::slice::from_ref(&lost.name), "{name}");
+        seen += 1;
+    }
+    assert!(seen > 0, "no recording has a lost standby");
+}
+
+#[test]
 fn a_receiver_of_wal_that_is_no_node_is_not_published_as_a_standby() {
     for (name, view) in views("healthy") {
         let primary = view.promoted()[0];

@@ -82,6 +82,7 @@ fn view() -> ClusterView {
             sync_state: "sync".to_owned(),
             replay_lag_bytes: 0,
         }],
+        offline: Vec::new(),
         quorum: true,
         system_identifier: "7".to_owned(),
         observed_at: String::new(),
