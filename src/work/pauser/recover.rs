@@ -28,10 +28,10 @@ impl Pauser {
         if let Some((attempt, token)) = lock {
             let left = attempt.pause_deadline_unix_ms.saturating_sub(clock::unix_ms());
             let left = left.min(millis(inner.options.adopt_ceiling));
-            if left > 0 && consoles::all_flow(&inner.options.consoles).await {
-                return;
-            }
             if left > 0 {
+                if consoles::all_flow(&inner.options.consoles).await {
+                    return;
+                }
                 info!(inner.log, "a failover is under way, its pause is left alone until it expires";
                     "event" => "pause.recover.keep", "attempt" => &attempt.id, "expiry_ms" => left);
                 inner.gate.lock().heed(LockSeen::Failover { token });
