@@ -48,11 +48,11 @@ check: setup ## formatting, clippy with warnings denied, shellcheck, patches of 
 unit: setup ## pure decisions, recorded output, the command line
 	cargo test --locked --lib --bins --test layers --test shipped_config --test documents --test cli --test faults --test bench
 
-integration: setup ## against real programs in the node image; DEBIAN=… BINARIES="agent …"
+integration: setup ## against real programs in the node image; DEBIAN=… BINARIES="agent …" TESTS="words of their names"
 	./start-cluster.sh image --debian $(DEBIAN)
 	CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
 	CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER="$(RUNNER)" \
-	  cargo test --locked $(BINARIES:%=--test %)
+	  cargo test --locked $(BINARIES:%=--test %) $(if $(TESTS),-- $(TESTS))
 
 versions: setup ## the resource agent on Postgres 13 and 18; POSTGRES="13 15 17 18" for others, VERSION_TESTS= for all tests
 	docker/versions/build
@@ -79,7 +79,8 @@ test: check unit ## everything that CI runs
 	$(MAKE) integration DEBIAN=trixie BINARIES="$(INTEGRATION)"
 	$(AGENT_THREADS) $(MAKE) integration DEBIAN=trixie BINARIES=agent
 	PGCM_CELLS="$(CELLS)" $(MAKE) integration DEBIAN=trixie BINARIES=interruptions
-	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES="agent pgbouncer pooler_checks proxy blockers"
+	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES="pgbouncer pooler_checks proxy blockers"
+	$(AGENT_THREADS) $(MAKE) integration DEBIAN=bookworm BINARIES=agent TESTS="$(VERSION_TESTS:%=%::)"
 	$(MAKE) versions
 	$(MAKE) acceptance DEBIAN=trixie
 	$(MAKE) acceptance DEBIAN=bookworm PGCM_ROUNDS=2 \
