@@ -181,9 +181,7 @@ mod tests {
         let segment = pgdata.join("pg_wal/000000010000000000000003");
         fs::create_dir_all(pgdata.join("pg_wal")).expect("created");
         fs::write(&segment, "records").expect("written");
-        let uid = nix::unistd::geteuid().as_raw();
-        let gid = nix::unistd::getegid().as_raw();
-        let user = Identity { name: "me".to_owned(), uid, gid, home: PathBuf::new() };
+        let user = Identity::own();
         let files = RewindFiles::beside(&pgdata, &user);
         assert!(files.mark().expect("readable").is_none());
         let mark = Mark {
@@ -209,7 +207,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         fs::create_dir(dir.path().join("main.pgcm-rewind")).expect("created");
         fs::write(dir.path().join("main.pgcm-rewind/mark"), "boo").expect("written");
-        let user = Identity { name: "me".to_owned(), uid: 0, gid: 0, home: PathBuf::new() };
+        let user = Identity::own();
         let found = RewindFiles::beside(&dir.path().join("main"), &user).mark();
         assert!(matches!(found, Err(RewindFileError::Strange { .. })), "{found:?}");
     }

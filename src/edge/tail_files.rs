@@ -145,9 +145,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("a temporary directory");
         let wal = dir.path().join("pg_wal");
         fs::create_dir(&wal).expect("created");
-        let uid = nix::unistd::geteuid().as_raw();
-        let gid = nix::unistd::getegid().as_raw();
-        let user = Identity { name: "me".to_owned(), uid, gid, home: PathBuf::new() };
+        let user = Identity::own();
         let files = TailFiles::of(dir.path(), &user);
         let beyond =
             |name: &str, keep| Beyond { name: name.to_owned(), timeline: 1, end: Lsn(0), keep };

@@ -1,6 +1,9 @@
 //! `validate-all`: what is wrong, where, and what to do, before an action stumbles over it.
 
-use std::{fs, os::unix::fs::chown};
+use std::{
+    fs,
+    os::unix::fs::{PermissionsExt, chown},
+};
 
 use crate::cluster::{Cluster, Ended, address, bindir, command};
 
@@ -113,6 +116,21 @@ fn missing_programs_and_places_are_named_with_their_parameter() {
     );
     chown(cluster.data("pg01"), Some(0), Some(0)).expect("chown");
     says(deep(&cluster, "pg01", &[]), 4, &["chown -R postgres"]);
+}
+
+#[test]
+fn a_file_that_postgres_may_read_as_one_of_its_groups_is_fit() {
+    let cluster = Cluster::new();
+    // Debian's package of the server puts its user into this group, for the keys of certificates.
+    let group = nix::unistd::Group::from_name("ssl-cert").expect("looked up").expect("there");
+    assert!(group.mem.iter().any(|member| member == "postgres"), "{group:?}");
+    let config = cluster.data("pg01").join("postgresql.conf");
+    fs::set_permissions(&config, fs::Permissions::from_mode(0o640)).expect("chmod");
+    chown(&config, Some(0), Some(group.gid.as_raw())).expect("chown");
+    deep(&cluster, "pg01", &[]).with(0);
+    cluster.act("pg01", "start").with(0);
+    chown(&config, Some(0), Some(0)).expect("chown");
+    says(deep(&cluster, "pg01", &[]), 4, &["postgres may not read", "`config`"]);
 }
 
 #[test]
