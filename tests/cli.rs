@@ -158,6 +158,45 @@ fn a_token_that_others_can_read_is_refused() {
 }
 
 #[test]
+fn templates_are_tried_and_those_that_are_not_there_are_told() {
+    let dir = tempfile::tempdir().expect("a temporary directory");
+    let (path, first, second) =
+        (dir.path().join("config.toml"), dir.path().join("ini"), dir.path().join("list"));
+    let target = dir.path().join("rendered");
+    let templates: Vec<_> = [&first, &second]
+        .map(|file| format!("{{ source = {file:?}, target = {target:?} }}"))
+        .into();
+    fs::write(&path, format!("[proxy]\ntemplates = [{}]\n", templates.join(", ")))
+        .expect("writable");
+    let check = || pgcm(&["--config-file", &path.to_string_lossy(), "check-config"]);
+
+    let output = check();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    for file in [&first, &second] {
+        let told = format!("there is no {}", file.display());
+        assert!(text(&output.stderr).contains(&told), "{}", text(&output.stderr));
+    }
+
+    fs::write(&second, "{% for s in standbys %}{{ s.name }} {{ s.address }}{% endfor %}\n")
+        .expect("writable");
+    for (bad, words) in [
+        ("[databases]\na = host={{.Hots}}\n", "line 2"),
+        ("[databases]\na = host=10.0.0.1\n", "write host={{.Host}}"),
+    ] {
+        fs::write(&first, bad).expect("writable");
+        let output = check();
+        assert_eq!(output.status.code(), Some(2), "{}", text(&output.stdout));
+        let said = text(&output.stderr);
+        assert!(said.contains(words) && said.contains(&first.display().to_string()), "{said}");
+    }
+
+    fs::write(&first, "[databases]\na = host={{.Host}} port=5432\n").expect("writable");
+    let output = check();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+    assert!(!target.exists(), "nothing is written");
+}
+
+#[test]
 fn certificates_that_cannot_be_used_are_named() {
     let dir = tempfile::tempdir().expect("a temporary directory");
     let (ca, key) = (dir.path().join("ca.pem"), dir.path().join("own.key"));

@@ -1,6 +1,6 @@
 //! Template and cluster view to text.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use minijinja::{AutoEscape, Environment, ErrorKind, UndefinedBehavior, Value, value::Serde};
 use serde::Serialize;
@@ -50,6 +50,22 @@ impl Context {
             }),
             standbys: view.map(|view| view.standbys.iter().map(Follower::from).collect()),
             system_identifier: view.map(|view| view.system_identifier.clone()),
+        }
+    }
+
+    /// Of no cluster there is, to try templates on; RFC 5737 keeps its addresses for such.
+    pub fn example() -> Self {
+        let (primary, standby) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
+        Self {
+            host: primary.to_string(),
+            primary: Some(Named { name: "pg01".to_owned(), address: primary.into(), timeline: 1 }),
+            standbys: Some(vec![Follower {
+                name: "pg02".to_owned(),
+                address: Some(standby.into()),
+                state: "streaming".to_owned(),
+                sync_state: "sync".to_owned(),
+            }]),
+            system_identifier: Some("1".to_owned()),
         }
     }
 }
