@@ -19,6 +19,7 @@ use pgcm::{
 use support::{
     etcd::start_etcd,
     fake_cluster::{FakeCluster, Fault},
+    free_port,
     pgcm::{Pgcm, end},
 };
 
@@ -88,6 +89,33 @@ async fn what_a_dead_primary_left_in_etcd_is_no_cluster_without_a_problem() {
     let (status, words) = answer();
     assert_eq!(status, 4, "{words}");
     assert!(words.contains("no `pgcm supervise` of pg02 is registered"), "{words}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_of_etcd_that_is_lost_is_told() {
+    let server = start_etcd().await;
+    let pgcm = Pgcm::new(&server);
+    let _cluster = FakeCluster::start(server.client()).await;
+    let failover = || pgcm.run(&["failover", "--dry-run", "--output", "json"]);
+    assert_eq!(pgcm.run(&["status", "--check", "cluster"]).0, 0);
+    let (status, report, _) = failover();
+    assert_eq!((status, report.contains("etcd-members")), (0, false), "{report}");
+
+    let lost = format!("http://127.0.0.1:{}", free_port());
+    pgcm.knows_member(&lost);
+    let told = format!("an etcd member does not answer ({lost}: ");
+    for args in [&["status"][..], &["status", "--check", "cluster"]] {
+        let (_, stdout, stderr) = pgcm.run(args);
+        assert!(stdout.contains(&told), "{args:?}: {stdout}{stderr}");
+    }
+    assert_eq!(pgcm.run(&["status", "--check", "cluster"]).0, 4);
+    let (status, report, stderr) = failover();
+    assert_eq!(status, 0, "{report}{stderr}");
+    let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+    let findings = report["findings"].as_array().expect("findings");
+    let found = findings.iter().find(|found| found["check"] == "etcd-members").expect("found");
+    assert_eq!(found["severity"], "warn", "{found}");
+    assert!(found["message"].as_str().expect("words").contains(&told), "{found}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! `pgcm status`
 
-use std::{net::IpAddr, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use serde_json::json;
 use slog::Logger;
@@ -24,7 +24,7 @@ use crate::{
         health::{Component, Verdict},
         history::{Change, HISTORY},
         last_failover::LastFailover,
-        problem::{Seen, problems},
+        problem::{Seen, problems, silent_member},
         registration::{AGENTS, Registration},
         status::{AgentStatus, Status},
         status_check::{Question, answer, missing},
@@ -52,8 +52,8 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
         Ok(snapshot) => snapshot,
         Err(error) => return complain(&error, Exit::Unreachable),
     };
-    let agents = ask_all(&snapshot).await;
-    let status = assemble(&snapshot, agents, &config);
+    let answers = ask_all(&etcd, &snapshot).await;
+    let status = assemble(&snapshot, answers, &config);
     if let Some(asked) = args.check {
         return check(&config, &status, asked, args.node, args.output);
     }
@@ -100,19 +100,28 @@ pub(super) async fn read(etcd: &Etcd) -> Result<Snapshot, EtcdError> {
     Ok(snapshot)
 }
 
-/// Asks every registered agent.
-pub(super) async fn ask_all(snapshot: &Snapshot) -> Vec<AgentStatus> {
+/// What those say who were asked one by one.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Answers {
+    agents: Vec<AgentStatus>,
+    /// Members of etcd that did not answer, each with its reason.
+    silent_members: Vec<String>,
+}
+
+/// Asks every registered agent, and every member of etcd.
+pub(super) async fn ask_all(etcd: &Arc<Etcd>, snapshot: &Snapshot) -> Answers {
     let mut agents = JoinSet::new();
     for registration in registered(snapshot, &mut Vec::new()) {
         agents.spawn(ask(registration));
     }
-    let mut agents = agents.join_all().await;
+    let (mut agents, silent_members) = tokio::join!(agents.join_all(), etcd.silent_members());
     agents.sort_by_key(|agent| (agent.registration.host.clone(), agent.registration.kind));
-    agents
+    Answers { agents, silent_members }
 }
 
-/// `agents` may have been asked before `snapshot` was taken.
-pub(super) fn assemble(snapshot: &Snapshot, agents: Vec<AgentStatus>, config: &Config) -> Status {
+/// `answers` may have been given before `snapshot` was taken.
+pub(super) fn assemble(snapshot: &Snapshot, answers: Answers, config: &Config) -> Status {
+    let Answers { agents, silent_members } = answers;
     let mut unreadable = Vec::new();
     let master = snapshot.get(MASTER).map(|entry| entry.value.clone());
     if let Some(value) = master.as_ref().filter(|value| value.parse::<IpAddr>().is_err()) {
@@ -138,6 +147,7 @@ pub(super) fn assemble(snapshot: &Snapshot, agents: Vec<AgentStatus>, config: &C
         failed_actions: &failed_actions,
     });
     found.extend(missing(&config.failover.expected_agents, &registered));
+    found.extend(silent_members.iter().map(|why| silent_member(why)));
     found.append(&mut unreadable);
     Status {
         primary_address: master,

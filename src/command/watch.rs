@@ -10,7 +10,7 @@ use tokio::{
 
 use super::{
     complain,
-    status::{ask_all, assemble, read},
+    status::{Answers, ask_all, assemble, read},
     unsaid,
 };
 use crate::{
@@ -19,13 +19,12 @@ use crate::{
     edge::{clock, etcd::Etcd, streams},
     error::chain,
     exit::Exit,
-    model::status::AgentStatus,
     work::shutdown::signalled,
 };
 
 /// A picture is never older than this.
 const REDRAW: Duration = Duration::from_secs(1);
-/// Agents are asked this often: an answer costs them calls of Pacemaker's tools.
+/// Agents and members of etcd are asked this often: an agent's answer costs them calls of Pacemaker's tools.
 const ASK: Duration = Duration::from_secs(3);
 /// Two changes closer together than this make one picture.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -33,7 +32,7 @@ const SETTLE: Duration = Duration::from_millis(50);
 /// Shows the status anew whenever something changes, until Ctrl-C or until nobody reads it any more.
 pub(super) async fn run(etcd: Arc<Etcd>, config: &Config, output: Output, log: Logger) -> Exit {
     let wake = Notify::new();
-    let (sender, agents) = watch::channel(Vec::new());
+    let (sender, answers) = watch::channel(Answers::default());
     tokio::select! {
         signal = signalled() => match signal {
             Ok(_) => Exit::Done,
@@ -41,14 +40,14 @@ pub(super) async fn run(etcd: Arc<Etcd>, config: &Config, output: Output, log: L
         },
         never = etcd.wake_on_change("/", &wake, &log) => match never {},
         never = ask(&etcd, &sender, &wake) => match never {},
-        error = draw(&etcd, config, output, agents, &wake) => unsaid(&error, Exit::Done),
+        error = draw(&etcd, config, output, answers, &wake) => unsaid(&error, Exit::Done),
     }
 }
 
-async fn ask(etcd: &Etcd, agents: &watch::Sender<Vec<AgentStatus>>, wake: &Notify) -> Infallible {
+async fn ask(etcd: &Arc<Etcd>, answers: &watch::Sender<Answers>, wake: &Notify) -> Infallible {
     loop {
         if let Ok(snapshot) = read(etcd).await {
-            agents.send_replace(ask_all(&snapshot).await);
+            answers.send_replace(ask_all(etcd, &snapshot).await);
             wake.notify_one();
         }
         sleep(ASK).await;
@@ -60,13 +59,13 @@ async fn draw(
     etcd: &Etcd,
     config: &Config,
     output: Output,
-    agents: watch::Receiver<Vec<AgentStatus>>,
+    answers: watch::Receiver<Answers>,
     wake: &Notify,
 ) -> io::Error {
     let mut last = String::new();
     loop {
         let due = Instant::now() + REDRAW;
-        let picture = picture(etcd, config, output, &agents).await;
+        let picture = picture(etcd, config, output, &answers).await;
         let shown = match output {
             // From the top left; what an earlier picture had beyond this one is erased.
             Output::Text => {
@@ -92,10 +91,10 @@ async fn picture(
     etcd: &Etcd,
     config: &Config,
     output: Output,
-    agents: &watch::Receiver<Vec<AgentStatus>>,
+    answers: &watch::Receiver<Answers>,
 ) -> String {
     let status = match read(etcd).await {
-        Ok(snapshot) => assemble(&snapshot, agents.borrow().clone(), config),
+        Ok(snapshot) => assemble(&snapshot, answers.borrow().clone(), config),
         Err(error) => return told(output, &chain(&error).to_string()),
     };
     match output {

@@ -6,17 +6,17 @@
 mod members;
 pub mod tls;
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use etcd_client::{
-    Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
-    WatchOptions,
+    Client, Compare, CompareOp, GetOptions, PutOptions, SortOrder, SortTarget, Txn, TxnOp,
+    TxnOpResponse, WatchOptions,
 };
 use slog::{Logger, debug};
-use tokio::sync::Notify;
+use tokio::{sync::Notify, task::JoinSet};
 
 use self::{members::Members, tls::Tls};
-use crate::error::chain;
+use crate::{error::chain, model::cluster::MASTER};
 
 /// How to reach etcd.
 #[derive(Debug, Clone)]
@@ -112,6 +112,25 @@ pub struct Etcd {
 impl Etcd {
     pub fn new(options: EtcdOptions) -> Self {
         Self { namespace: options.namespace.clone(), members: Members::of(options) }
+    }
+
+    /// Members that do not answer, each with its reason. All are asked at once, within the limit of one call.
+    pub async fn silent_members(self: &Arc<Self>) -> Vec<String> {
+        let mut asked = JoinSet::new();
+        for index in 0..self.members.count() {
+            let etcd = Arc::clone(self);
+            asked.spawn(async move {
+                let key = etcd.full(MASTER);
+                let get = |mut client: Client| {
+                    let key = key.clone();
+                    async move { client.get(key, None).await }
+                };
+                etcd.members.why_silent(index, get).await
+            });
+        }
+        let mut silent: Vec<String> = asked.join_all().await.into_iter().flatten().collect();
+        silent.sort();
+        silent
     }
 
     /// The value of one key, read through consensus.

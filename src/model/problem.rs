@@ -66,6 +66,14 @@ pub fn problems(seen: &Seen) -> Vec<String> {
     found
 }
 
+/// An etcd member that does not answer; `why` names it.
+pub fn silent_member(why: &str) -> String {
+    format!(
+        "an etcd member does not answer ({why}); start it: once most of them are lost, nothing can be \
+         published or moved"
+    )
+}
+
 /// The primary's supervise makes the view anew all the time, also when nothing changed. What a dead
 /// primary left behind names it, and its standbys, for ever.
 fn outdated(view: &ClusterView, seen: &Seen) -> Option<String> {

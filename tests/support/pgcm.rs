@@ -38,6 +38,14 @@ impl Pgcm {
         }
     }
 
+    /// From now on it knows another member of etcd, and asks that first.
+    pub fn knows_member(&self, url: &str) {
+        let config = self.path("config.toml");
+        let text = fs::read_to_string(&config).expect("readable");
+        let more = text.replace("endpoints = [", &format!("endpoints = [{url:?}, "));
+        fs::write(config, more).expect("writable");
+    }
+
     /// A file of the test's own.
     pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)

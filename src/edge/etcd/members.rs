@@ -100,17 +100,7 @@ impl Members {
         let mut tried = Vec::new();
         for index in self.turns() {
             let member = &self.members[index];
-            let attempt = async {
-                match request(self.client(member).await?).await {
-                    // Nothing was done, so that it can be asked for again.
-                    Err(error) if wants_a_new_token(&error) => {
-                        member.disconnect().await;
-                        request(self.client(member).await?).await
-                    }
-                    answer => answer,
-                }
-            };
-            match timeout(self.options.call_timeout, attempt).await {
+            match timeout(self.options.call_timeout, self.ask(member, &request)).await {
                 Ok(Ok(value)) => {
                     member.has_answered();
                     self.preferred.store(index, Ordering::Relaxed);
@@ -120,14 +110,54 @@ impl Members {
                     return Err(EtcdError::Refused { what, source });
                 }
                 Ok(Err(error)) => tried.push(self.failure(member, &error)),
-                Err(_) => tried.push(format!(
-                    "{}: no answer within {:?}",
-                    member.endpoint, self.options.call_timeout
-                )),
+                Err(_) => tried.push(self.silence(member)),
             }
             member.has_failed().await;
         }
         Err(EtcdError::Unreachable { tried })
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.members.len()
+    }
+
+    /// Why the member `index` does not answer `request`, if it does not.
+    pub(super) async fn why_silent<T, F>(
+        &self,
+        index: usize,
+        request: impl Fn(Client) -> F,
+    ) -> Option<String>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let member = self.members.get(index)?;
+        match timeout(self.options.call_timeout, self.ask(member, &request)).await {
+            Ok(Err(error)) if worth_another_member(&error) => Some(self.failure(member, &error)),
+            Ok(_) => None,
+            Err(_) => Some(self.silence(member)),
+        }
+    }
+
+    async fn ask<T, F>(
+        &self,
+        member: &Member,
+        request: &impl Fn(Client) -> F,
+    ) -> Result<T, etcd_client::Error>
+    where
+        F: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        match request(self.client(member).await?).await {
+            // Nothing was done, so that it can be asked for again.
+            Err(error) if wants_a_new_token(&error) => {
+                member.disconnect().await;
+                request(self.client(member).await?).await
+            }
+            answer => answer,
+        }
+    }
+
+    fn silence(&self, member: &Member) -> String {
+        format!("{}: no answer within {:?}", member.endpoint, self.options.call_timeout)
     }
 
     fn failure(&self, member: &Member, error: &etcd_client::Error) -> String {

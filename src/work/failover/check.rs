@@ -18,6 +18,7 @@ use crate::{
     model::{
         cluster::ClusterView,
         finding::{Finding, OVERRIDABLE, Severity},
+        problem::silent_member,
         registration::{AgentKind, Registration},
         span::millis,
     },
@@ -165,7 +166,13 @@ impl Failover {
             .map(|words| found("failover", Finding::refuse("agent-address", words)))
             .collect();
         let target = view.as_ref().ok().and_then(|view| together::expected(&self.options, view));
-        let asked = self.ask_all(candidates, target.as_deref()).await;
+        let (asked, silent) =
+            tokio::join!(self.ask_all(candidates, target.as_deref()), self.etcd.silent_members());
+        findings.extend(
+            silent
+                .iter()
+                .map(|why| found("failover", Finding::warn("etcd-members", silent_member(why)))),
+        );
         let mut agents = Vec::new();
         for asked in asked {
             agents.extend(judge_agent(asked, &mut findings).map(Arc::new));
