@@ -26,7 +26,7 @@ CELLS := terminate@pause interrupt@paused-all hang-up@moving kill@paused-some ki
   kill-primary-supervise@paused-some kill-target-supervise@moving freeze-app-proxy@follow freeze-primary-supervise@migrate \
   freeze-target-supervise@moving restart-app-proxy@paused-some cut-app-proxy-from-etcd@migrated \
   cut-target-supervise-from-etcd@moving kill-pgbouncer@paused-all freeze-pgbouncer@paused-some kill-app-host@moving \
-  kill-etcd@moving freeze-etcd@paused-all
+  kill-etcd@moving freeze-etcd@paused-all kill@undo-pause cut-from-one@undo-move freeze@undone-move
 RUNNER := $(CURDIR)/docker/run-in-node $(DEBIAN)
 # Versions of Postgres that no node image has; the resource agent's tests run on them as well.
 POSTGRES ?= 13 18

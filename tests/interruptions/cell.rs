@@ -11,6 +11,7 @@ use serde_json::Value;
 use crate::{
     coordinator::Coordinator,
     matrix::{Cell, Place, RESTART, Way, Who},
+    relay::When,
     snare::Snare,
     stage::{HOSTS, Limits, Stage},
     writers::{self, Writers},
@@ -47,7 +48,7 @@ pub(crate) async fn run(cell: Cell, stage: &mut Stage) -> Result<(), String> {
     let writers = Writers::start(&stage.ports(), &format!("{}-{}", cell.name(), stage_time()));
     writers.all_commit(SOON).await?;
 
-    let snare = arm(cell, stage, primary);
+    let mut snare = arm(cell.point.first(), stage, primary);
     let mut coordinator = stage.coordinator();
     let outcome = async {
         let mut tries = 1;
@@ -58,6 +59,9 @@ pub(crate) async fn run(cell: Cell, stage: &mut Stage) -> Result<(), String> {
             tries += 1;
             stage.becomes_whole(SOON).await?;
             coordinator = stage.coordinator();
+        }
+        if cell.point.stopped.is_some() {
+            snare = stop(cell, stage, primary, snare.as_deref(), &coordinator).await?;
         }
         let ended = strike(cell, stage, primary, snare.as_deref(), &mut coordinator).await?;
         look_after(cell, stage, &writers, &coordinator).await?;
@@ -76,8 +80,8 @@ fn stage_time() -> u64 {
     pgcm::edge::clock::unix_ms()
 }
 
-fn arm(cell: Cell, stage: &Stage, primary: &str) -> Option<Arc<Snare>> {
-    match cell.point.place {
+fn arm(place: Place, stage: &Stage, primary: &str) -> Option<Arc<Snare>> {
+    match place {
         Place::Call(who, call, when) => Some(stage.net.hold(&who.agent(primary), call, when)),
         Place::Moving => Some(stage.director.hold()),
         Place::Begins | Place::Locked => None,
@@ -91,9 +95,9 @@ async fn reach(
     snare: Option<&Snare>,
     coordinator: &mut Coordinator,
 ) -> Result<bool, String> {
-    let begins = coordinator.begins(cell.point.step);
+    let begins = coordinator.logs("failover.step.begin", cell.point.step);
     let there = async {
-        match (cell.point.place, snare) {
+        match (cell.point.first(), snare) {
             (Place::Locked, _) => {
                 while !stage.is_locked().await {
                     tokio::time::sleep(Duration::from_millis(1)).await;
@@ -105,8 +109,7 @@ async fn reach(
     };
     tokio::select! {
         () = there => {
-            let is_exact = matches!(cell.point.place, Place::Call(..) | Place::Moving);
-            return match is_exact && cell.point.is_on_record() {
+            return match cell.point.first().is_exact() && cell.point.is_on_record() {
                 true => notes(cell, stage).await.map(|()| true),
                 false => Ok(true),
             };
@@ -130,6 +133,28 @@ async fn notes(cell: Cell, stage: &Stage) -> Result<(), String> {
     Ok(())
 }
 
+/// Asks the failover to stop where it is, and waits until its undo is held where it is to be struck.
+async fn stop(
+    cell: Cell,
+    stage: &Stage,
+    primary: &str,
+    held: Option<&Snare>,
+    coordinator: &Coordinator,
+) -> Result<Option<Arc<Snare>>, String> {
+    let snare = arm(cell.point.place, stage, primary);
+    let undone = coordinator.logs("failover.undo.begin", cell.point.step);
+    coordinator.signal(Signal::SIGTERM);
+    let caught = async {
+        undone.await;
+        held.into_iter().for_each(Snare::release);
+        if let Some(snare) = &snare {
+            snare.catches().await;
+        }
+    };
+    let caught = tokio::time::timeout(SOON, caught).await;
+    caught.map(|()| snare).map_err(|_| "asked to stop, it undoes nothing".to_owned())
+}
+
 async fn strike(
     cell: Cell,
     stage: &mut Stage,
@@ -143,7 +168,13 @@ async fn strike(
         }
     };
     match cell.way {
-        Way::Kill => coordinator.signal(Signal::SIGKILL),
+        Way::Kill => {
+            coordinator.signal(Signal::SIGKILL);
+            // The last word of the dead would hide what becomes of clients without it.
+            if let Place::Call(who, "resume", When::Before) = cell.point.place {
+                stage.net.cut([who.agent(primary).as_str()]);
+            }
+        }
         Way::Terminate => coordinator.signal(Signal::SIGTERM),
         Way::Interrupt => {
             coordinator.signal(Signal::SIGINT);
@@ -331,8 +362,7 @@ fn is_told(status: &Value, cell: Cell, coordinator: &Coordinator) -> Result<(), 
     let outcome = last["outcome"].as_str().unwrap_or_default();
     let ended = ["done", "put_back", "needs_hands", "unfinished"].contains(&outcome);
     let died = matches!(cell.way, Way::Kill | Way::Outlast);
-    let step_is_exact = matches!(cell.point.place, Place::Call(..) | Place::Moving);
-    let step = !step_is_exact || last["step"] == cell.point.step;
+    let step = !cell.point.place.is_exact() || last["step"] == cell.point.step;
     if of_this && ended && (!died || outcome == "unfinished" && step) {
         return Ok(());
     }

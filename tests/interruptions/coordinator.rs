@@ -55,14 +55,13 @@ impl Coordinator {
         }
     }
 
-    /// Returns once it has logged that `step` began; never if it ends before.
-    pub(crate) fn begins(&self, step: &str) -> impl Future<Output = ()> + use<> {
+    /// Returns once it has logged `event` of `step`; never if it ends before.
+    pub(crate) fn logs(&self, event: &'static str, step: &str) -> impl Future<Output = ()> + use<> {
         let wanted = format!("\"step\":\"{step}\"");
         let (mut count, lines) = (self.count.clone(), self.lines.clone());
         async move {
-            let begun =
-                |line: &String| line.contains("failover.step.begin") && line.contains(&wanted);
-            let seen = count.wait_for(|_| lines.lock().unwrap().iter().any(begun)).await.is_ok();
+            let logged = |line: &String| line.contains(event) && line.contains(&wanted);
+            let seen = count.wait_for(|_| lines.lock().unwrap().iter().any(logged)).await.is_ok();
             if !seen {
                 std::future::pending::<()>().await;
             }

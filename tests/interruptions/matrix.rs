@@ -49,21 +49,29 @@ pub(crate) struct Point {
     /// Step of the failover that this is in.
     pub(crate) step: &'static str,
     pub(crate) place: Place,
+    /// It was asked to stop before, there, and is being undone.
+    pub(crate) stopped: Option<Place>,
 }
 
 const fn at(name: &'static str, step: &'static str, place: Place) -> Point {
-    Point { name, step, place }
+    Point { name, step, place, stopped: None }
 }
 
-/// Every step, and what is in the middle of it.
-pub(crate) const POINTS: [Point; 18] = [
+const fn undo(name: &'static str, step: &'static str, stopped: Place, place: Place) -> Point {
+    Point { name, step, place, stopped: Some(stopped) }
+}
+
+const PAUSED_ALL: Place = Place::Call(Who::PrimaryProxy, "pause", After);
+
+/// Every step, and what is in the middle of it; then what undoes them.
+pub(crate) const POINTS: [Point; 21] = [
     at("check", "checks", Place::Call(Who::App, "check", Before)),
     at("locked", "lock", Place::Locked),
     at("prepare", "prepare", Place::Call(Who::Primary, "prepare", Before)),
     at("prepared", "prepare", Place::Call(Who::Primary, "prepare", After)),
     at("pause", "pause", Place::Call(Who::App, "pause", Before)),
     at("paused-some", "pause", Place::Call(Who::App, "pause", After)),
-    at("paused-all", "pause", Place::Call(Who::PrimaryProxy, "pause", After)),
+    at("paused-all", "pause", PAUSED_ALL),
     at("migrate", "migrate", Place::Call(Who::Primary, "migrate", Before)),
     at("moving", "migrate", Place::Moving),
     at("migrated", "migrate", Place::Call(Who::Primary, "migrate", After)),
@@ -75,9 +83,24 @@ pub(crate) const POINTS: [Point; 18] = [
     at("unmigrate", "unmigrate", Place::Call(Who::Primary, "unmigrate", Before)),
     at("unmigrated", "unmigrate", Place::Call(Who::Primary, "unmigrate", After)),
     at("verify", "verify", Place::Begins),
+    undo("undo-pause", "pause", PAUSED_ALL, Place::Call(Who::App, "resume", Before)),
+    undo("undo-move", "migrate", Place::Moving, Place::Call(Who::Primary, "unmigrate", Before)),
+    undo("undone-move", "migrate", Place::Moving, Place::Call(Who::Primary, "unmigrate", After)),
 ];
 
+impl Place {
+    /// Whether the failover stands still there.
+    pub(crate) fn is_exact(self) -> bool {
+        matches!(self, Self::Call(..) | Self::Moving)
+    }
+}
+
 impl Point {
+    /// Where the failover is held first.
+    pub(crate) fn first(self) -> Place {
+        self.stopped.unwrap_or(self.place)
+    }
+
     /// Whether the attempt has written down that it begins.
     pub(crate) fn is_on_record(self) -> bool {
         !["check", "locked"].contains(&self.name)
