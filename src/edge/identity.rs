@@ -1,13 +1,8 @@
 //! The operating system user that Postgres runs as.
 
-use std::{ffi::CString, future::Future, io, path::PathBuf, time::Duration};
+use std::{future::Future, io, path::PathBuf, time::Duration};
 
-use nix::{
-    errno::Errno,
-    unistd::{
-        Gid, Uid, User, getegid, geteuid, getgrouplist, getgroups, setegid, seteuid, setgroups,
-    },
-};
+use nix::unistd::{Gid, Uid, User, getegid, geteuid, setegid, seteuid};
 
 use super::command::{Call, CommandError, Output, Run};
 
@@ -20,8 +15,6 @@ pub struct Identity {
     pub name: String,
     pub uid: u32,
     pub gid: u32,
-    /// Every group that the user is in.
-    pub groups: Vec<u32>,
     pub home: PathBuf,
 }
 
@@ -40,19 +33,16 @@ pub enum IdentityError {
 impl Identity {
     /// Looks `name` up in the user database.
     pub fn of(name: &str) -> Result<Self, IdentityError> {
-        let lookup = |source| IdentityError::Lookup { name: name.to_owned(), source };
-        let user = User::from_name(name)
-            .map_err(lookup)?
-            .ok_or_else(|| IdentityError::Unknown(name.to_owned()))?;
-        let terminated = CString::new(name).map_err(|_| lookup(Errno::EINVAL))?;
-        let groups = getgrouplist(&terminated, user.gid).map_err(lookup)?;
-        Ok(Self {
-            name: name.to_owned(),
-            uid: user.uid.as_raw(),
-            gid: user.gid.as_raw(),
-            groups: groups.into_iter().map(Gid::as_raw).collect(),
-            home: user.dir,
-        })
+        match User::from_name(name) {
+            Ok(Some(user)) => Ok(Self {
+                name: name.to_owned(),
+                uid: user.uid.as_raw(),
+                gid: user.gid.as_raw(),
+                home: user.dir,
+            }),
+            Ok(None) => Err(IdentityError::Unknown(name.to_owned())),
+            Err(source) => Err(IdentityError::Lookup { name: name.to_owned(), source }),
+        }
     }
 
     /// Runs `program` as this user, in all its groups: those may be what lets it read the key of the
@@ -111,32 +101,31 @@ impl Identity {
         geteuid().as_raw() == self.uid
     }
 
-    /// Does `work` with this user's rights, those of all its groups among them: for peer authentication, and
-    /// for looking where root may not, as into `/proc`, or may although the user may not.
+    /// Does `work` with this user's rights, for peer authentication and for looking into `/proc`
+    /// where root may not. Of the user's groups only the main one counts: to look up the others can take
+    /// as long as a directory service likes.
     ///
     /// The whole process changes its effective user meanwhile: `work` must not start processes.
     pub fn assume<T>(&self, work: impl FnOnce() -> T) -> io::Result<T> {
         if self.is_effective() {
             return Ok(work());
         }
-        let (own_uid, own_gid, own_groups) = (geteuid(), getegid(), getgroups()?);
-        let (uid, gid) = (Uid::from_raw(self.uid), Gid::from_raw(self.gid));
-        let groups: Vec<Gid> = self.groups.iter().copied().map(Gid::from_raw).collect();
-        let done = setgroups(&groups)
-            .and_then(|()| setegid(gid))
-            .and_then(|()| seteuid(uid))
-            .map(|()| work());
-        // The user first: the rest takes root's rights.
-        seteuid(own_uid)?;
-        setegid(own_gid)?;
-        setgroups(&own_groups)?;
-        Ok(done?)
+        let (uid, gid) = (geteuid(), getegid());
+        setegid(Gid::from_raw(self.gid))?;
+        if let Err(error) = seteuid(Uid::from_raw(self.uid)) {
+            setegid(gid)?;
+            return Err(error.into());
+        }
+        let done = work();
+        seteuid(uid)?;
+        setegid(gid)?;
+        Ok(done)
     }
 
     /// Whoever runs the tests.
     #[cfg(test)]
     pub(super) fn own() -> Self {
         let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
-        Self { name: "me".to_owned(), uid, gid, groups: Vec::new(), home: PathBuf::new() }
+        Self { name: "me".to_owned(), uid, gid, home: PathBuf::new() }
     }
 }

@@ -1,7 +1,7 @@
 //! The server's own programs, run as its user: what starts it, and what reads and mends its data while it is
 //! stopped.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use tokio::time::Instant;
 
@@ -155,6 +155,23 @@ impl<R: Run> Postmaster<R> {
         limit: Duration,
     ) -> Result<Output, PostmasterError> {
         self.run_as_user(&self.program(program), args, limit).await
+    }
+
+    /// Whether the server's user has each of these `rights`, letters of test(1), on `path`, also as a member of
+    /// one of its groups. A process of its own looks: a directory service may be slow to tell the groups.
+    pub async fn user_may(
+        &self,
+        rights: &[&str],
+        path: &Path,
+        limit: Duration,
+    ) -> Result<bool, PostmasterError> {
+        let path = path.display().to_string();
+        for right in rights {
+            if self.run_as_user("test", &[right, &path], limit).await?.status != 0 {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 
     async fn run_as_user(

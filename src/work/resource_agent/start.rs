@@ -53,7 +53,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     if let (Some(address), false) = (upstream, rewound) {
         rejoin::before_start(agent, &control, address).await?;
     }
-    validate_all::configured(&agent.parameters, &agent.postmaster.user)?;
+    validate_all::configured(agent).await?;
     agent.postmaster.write_settings(&agent.standby_settings(primary))?;
     agent.postmaster.write_standby_signal()?;
     info!(agent.log, "starting as a standby"; "event" => "agent.start.begin",

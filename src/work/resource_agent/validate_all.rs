@@ -12,7 +12,6 @@ use std::{
     time::Duration,
 };
 
-use nix::unistd::{AccessFlags, eaccess};
 use slog::warn;
 
 use super::context::{Agent, Failure};
@@ -64,7 +63,7 @@ pub(super) async fn run<R: Run + Clone>(
             "event" => "agent.validate.alone", "error" => %chain(&error));
         Cib::default()
     });
-    let mut found = places(agent)?;
+    let mut found = places(agent).await;
     found.extend(address(agent).await.err());
     found.extend(settings(agent, &cib, &control).await);
     found.extend(own_server(agent).await.err());
@@ -111,20 +110,35 @@ pub(super) fn no_data(parameters: &Parameters) -> String {
 }
 
 /// Whether the main configuration file is there, and the user of Postgres can read it.
-pub(super) fn configured(parameters: &Parameters, user: &Identity) -> Result<(), Failure> {
-    let path = parameters.config_file();
-    let opened = user.assume(|| fs::File::open(&path).err()).unwrap_or_else(Some);
-    match opened {
-        None => Ok(()),
-        Some(error) if error.kind() == io::ErrorKind::NotFound => Err(Failure::new(
-            OcfCode::Arguments,
-            format!("there is no {}: make it, or set the parameter `config`", path.display()),
-        )),
-        Some(error) => Err(Failure::new(
-            OcfCode::Permission,
-            format!("{} may not read {}: {error}", user.name, path.display()),
-        )),
+pub(super) async fn configured<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
+    let path = agent.parameters.config_file();
+    usable(agent, &Place { parameter: "config", path: &path, rights: &["-r"], how: "read" }).await
+}
+
+/// A file or directory that a parameter names, and what the server's user does with it.
+struct Place<'a> {
+    parameter: &'static str,
+    path: &'a Path,
+    /// As letters of test(1).
+    rights: &'static [&'static str],
+    how: &'static str,
+}
+
+async fn usable<R: Run + Clone>(agent: &Agent<R>, place: &Place<'_>) -> Result<(), Failure> {
+    let Place { parameter, rights, how, .. } = place;
+    let path = place.path.display();
+    if !place.path.exists() {
+        let reason = format!("there is no {path}: make it, or set the parameter `{parameter}`");
+        return Err(Failure::new(OcfCode::Arguments, reason));
     }
+    let limit = agent.share(6, Duration::from_secs(2));
+    if agent.postmaster.user_may(rights, place.path, limit).await? {
+        return Ok(());
+    }
+    let user = &agent.postmaster.user.name;
+    let reason =
+        format!("{user} may not {how} {path} (parameter `{parameter}`): change its rights");
+    Err(Failure::new(OcfCode::Permission, reason))
 }
 
 fn programs<R>(agent: &Agent<R>, env: &BTreeMap<String, String>) -> Result<(), Failure> {
@@ -168,41 +182,21 @@ async fn versions<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
 }
 
 /// Files and directories outside the data directory that the server's user must be able to use.
-fn places<R: Run + Clone>(agent: &Agent<R>) -> Result<Vec<Failure>, Failure> {
+async fn places<R: Run + Clone>(agent: &Agent<R>) -> Vec<Failure> {
     let parameters = &agent.parameters;
-    let config = parameters.config_file();
-    let in_socketdir = parameters.socketdir.as_path();
     // A log that is not there yet is made.
     let log = parameters.logfile.as_path();
     let log = if log.exists() { log } else { log.parent().unwrap_or(log) };
-    let wanted: [(&str, &Path, AccessFlags, &str); 3] = [
-        ("config", &config, AccessFlags::R_OK, "read"),
-        ("socketdir", in_socketdir, AccessFlags::W_OK | AccessFlags::X_OK, "write into"),
-        ("logfile", log, AccessFlags::W_OK, "write"),
-    ];
-    let user = &agent.postmaster.user;
-    let look = || {
-        let refused = |(_, path, how, _): &(&str, &Path, AccessFlags, &str)| {
-            eaccess(*path, *how).err().map(|error| error == nix::errno::Errno::ENOENT)
-        };
-        wanted.iter().filter_map(|each| Some((*each, refused(each)?))).collect::<Vec<_>>()
-    };
-    let refused = user.assume(look).map_err(|error| {
-        Failure::new(OcfCode::Permission, format!("cannot become {}: {error}", user.name))
-    })?;
-    let tell = |((parameter, path, _, how), is_missing): ((&str, &Path, _, &str), bool)| {
-        let path = path.display();
-        if is_missing {
-            let reason = format!("there is no {path}: make it, or set the parameter `{parameter}`");
-            return Failure::new(OcfCode::Arguments, reason);
-        }
-        let reason = format!(
-            "{} may not {how} {path} (parameter `{parameter}`): change its rights",
-            user.name
-        );
-        Failure::new(OcfCode::Permission, reason)
-    };
-    Ok(refused.into_iter().map(tell).collect())
+    let socketdir = parameters.socketdir.as_path();
+    let mut found = Vec::new();
+    found.extend(configured(agent).await.err());
+    for (parameter, path, rights, how) in [
+        ("socketdir", socketdir, &["-w", "-x"][..], "write into"),
+        ("logfile", log, &["-w"], "write"),
+    ] {
+        found.extend(usable(agent, &Place { parameter, path, rights, how }).await.err());
+    }
+    found
 }
 
 /// Whether this node has the address under which the others look for it.
