@@ -103,7 +103,7 @@ async fn a_member_of_etcd_that_is_lost_is_told() {
 
     let lost = format!("http://127.0.0.1:{}", free_port());
     pgcm.knows_member(&lost);
-    let told = format!("an etcd member does not answer ({lost}: ");
+    let told = format!("a member of etcd does not serve ({lost}: ");
     for args in [&["status"][..], &["status", "--check", "cluster"]] {
         let (_, stdout, stderr) = pgcm.run(args);
         assert!(stdout.contains(&told), "{args:?}: {stdout}{stderr}");

@@ -52,7 +52,13 @@ pub(super) async fn run(config: Config, args: cli::Status, log: Logger) -> Exit 
         Ok(snapshot) => snapshot,
         Err(error) => return complain(&error, Exit::Unreachable),
     };
-    let answers = ask_all(&etcd, &snapshot).await;
+    let answers = match args.check {
+        // Neither depends on the other members.
+        Some(cli::Check::Primary | cli::Check::Standby) => {
+            Answers { agents: ask_agents(&snapshot).await, silent_members: Vec::new() }
+        }
+        _ => ask_all(&etcd, &snapshot).await,
+    };
     let status = assemble(&snapshot, answers, &config);
     if let Some(asked) = args.check {
         return check(&config, &status, asked, args.node, args.output);
@@ -104,19 +110,24 @@ pub(super) async fn read(etcd: &Etcd) -> Result<Snapshot, EtcdError> {
 #[derive(Debug, Clone, Default)]
 pub(super) struct Answers {
     agents: Vec<AgentStatus>,
-    /// Members of etcd that did not answer, each with its reason.
+    /// Members of etcd that do not serve, each with its reason.
     silent_members: Vec<String>,
 }
 
 /// Asks every registered agent, and every member of etcd.
 pub(super) async fn ask_all(etcd: &Arc<Etcd>, snapshot: &Snapshot) -> Answers {
+    let (agents, silent_members) = tokio::join!(ask_agents(snapshot), etcd.silent_members());
+    Answers { agents, silent_members }
+}
+
+async fn ask_agents(snapshot: &Snapshot) -> Vec<AgentStatus> {
     let mut agents = JoinSet::new();
     for registration in registered(snapshot, &mut Vec::new()) {
         agents.spawn(ask(registration));
     }
-    let (mut agents, silent_members) = tokio::join!(agents.join_all(), etcd.silent_members());
+    let mut agents = agents.join_all().await;
     agents.sort_by_key(|agent| (agent.registration.host.clone(), agent.registration.kind));
-    Answers { agents, silent_members }
+    agents
 }
 
 /// `answers` may have been given before `snapshot` was taken.

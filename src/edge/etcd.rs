@@ -114,7 +114,8 @@ impl Etcd {
         Self { namespace: options.namespace.clone(), members: Members::of(options) }
     }
 
-    /// Members that do not answer, each with its reason. All are asked at once, within the limit of one call.
+    /// Members that do not serve, each with its reason. All are asked at once, twice, for two seconds at most
+    /// each time.
     pub async fn silent_members(self: &Arc<Self>) -> Vec<String> {
         let mut asked = JoinSet::new();
         for index in 0..self.members.count() {

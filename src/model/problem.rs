@@ -66,11 +66,11 @@ pub fn problems(seen: &Seen) -> Vec<String> {
     found
 }
 
-/// An etcd member that does not answer; `why` names it.
+/// A member of `etcd.endpoints` that does not serve; `why` names it.
 pub fn silent_member(why: &str) -> String {
     format!(
-        "an etcd member does not answer ({why}); start it: once most of them are lost, nothing can be \
-         published or moved"
+        "a member of etcd does not serve ({why}); look at: etcdctl endpoint status --cluster. Start it, or take \
+         it out of etcd.endpoints if it is gone for good: once most members are lost, nothing is published or moved"
     )
 }
 

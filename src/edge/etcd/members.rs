@@ -21,6 +21,9 @@ use crate::error::chain;
 /// A member that did not answer is asked last for so long: a lost machine must not cost each call its limit.
 const SUSPECT: Duration = Duration::from_secs(5);
 
+/// Bounds each of two tries to find out whether a member serves.
+const PROBE: Duration = Duration::from_secs(2);
+
 pub(super) struct Members {
     options: EtcdOptions,
     members: Vec<Member>,
@@ -110,7 +113,7 @@ impl Members {
                     return Err(EtcdError::Refused { what, source });
                 }
                 Ok(Err(error)) => tried.push(self.failure(member, &error)),
-                Err(_) => tried.push(self.silence(member)),
+                Err(_) => tried.push(silence(member, self.options.call_timeout)),
             }
             member.has_failed().await;
         }
@@ -121,7 +124,7 @@ impl Members {
         self.members.len()
     }
 
-    /// Why the member `index` does not answer `request`, if it does not.
+    /// Why the member `index` does not serve `request`, if it does not, at the second try either.
     pub(super) async fn why_silent<T, F>(
         &self,
         index: usize,
@@ -131,11 +134,20 @@ impl Members {
         F: Future<Output = Result<T, etcd_client::Error>>,
     {
         let member = self.members.get(index)?;
-        match timeout(self.options.call_timeout, self.ask(member, &request)).await {
-            Ok(Err(error)) if worth_another_member(&error) => Some(self.failure(member, &error)),
-            Ok(_) => None,
-            Err(_) => Some(self.silence(member)),
+        let limit = self.options.call_timeout.min(PROBE);
+        let mut why = None;
+        for _ in 0..2 {
+            why = match timeout(limit, self.ask(member, &request)).await {
+                Ok(Err(error)) if worth_another_member(&error) => {
+                    Some(self.failure(member, &error))
+                }
+                Ok(_) => return None,
+                Err(_) => Some(silence(member, limit)),
+            };
+            // The connection may be what is broken, and a disk may have stood still for a moment.
+            member.disconnect().await;
         }
+        why
     }
 
     async fn ask<T, F>(
@@ -156,12 +168,8 @@ impl Members {
         }
     }
 
-    fn silence(&self, member: &Member) -> String {
-        format!("{}: no answer within {:?}", member.endpoint, self.options.call_timeout)
-    }
-
     fn failure(&self, member: &Member, error: &etcd_client::Error) -> String {
-        let words = format!("{}: {}", member.endpoint, chain(error));
+        let words = format!("{}: {}", member.endpoint, words(error));
         match self.options.tls.as_ref().and_then(|tls| tls.hint(error)) {
             Some(hint) => format!("{words}, {hint}"),
             None => words,
@@ -203,6 +211,24 @@ impl Members {
         let mut turns: Vec<usize> = (first..first + count).map(|turn| turn % count).collect();
         turns.sort_by_key(|&index| self.members[index].is_suspect());
         turns
+    }
+}
+
+fn silence(member: &Member, limit: Duration) -> String {
+    format!("{}: no answer within {limit:?}", member.endpoint)
+}
+
+/// What a member, or the way to it, said, without the layers in between.
+fn words(error: &etcd_client::Error) -> String {
+    let etcd_client::Error::GRpcStatus(status) = error else { return chain(error).to_string() };
+    let mut causes =
+        std::iter::successors(std::error::Error::source(status), |cause| cause.source());
+    let said = status.message();
+    match causes.by_ref().last() {
+        Some(cause) if said.is_empty() => cause.to_string(),
+        Some(cause) => format!("{said}: {cause}"),
+        None if said.is_empty() => status.code().description().to_owned(),
+        None => said.to_owned(),
     }
 }
 
