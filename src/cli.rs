@@ -68,7 +68,8 @@ pub enum Command {
 
     /// Read the configuration and say whether it can work
     ///
-    /// Changes nothing. Exit codes: 0 fine; 2 not, with the reason.
+    /// Templates of `pgcm proxy` that are there are tried on an example, pg01 with and without its standby pg02; those
+    /// that are not there are told. Changes nothing. Exit codes: 0 fine; 2 not, with the reason.
     CheckConfig,
 
     /// Print a completion script for a shell

@@ -182,6 +182,7 @@ fn templates_are_tried_and_those_that_are_not_there_are_told() {
     for (bad, words) in [
         ("[databases]\na = host={{.Hots}}\n", "line 2"),
         ("[databases]\na = host=10.0.0.1\n", "write host={{.Host}}"),
+        ("[databases]\na = host={{.Host}}\nro = host={{ standbys[0].address }}\n", "line 3"),
     ] {
         fs::write(&first, bad).expect("writable");
         let output = check();

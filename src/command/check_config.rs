@@ -1,6 +1,6 @@
 //! `pgcm check-config`
 
-use std::{error::Error, io, path::Path};
+use std::{io, path::Path};
 
 use super::{complain, parts, say};
 use crate::{
@@ -10,8 +10,18 @@ use crate::{
         streams,
     },
     exit::Exit,
-    model::template::{self, Context},
+    model::template::{self, TemplateError},
 };
+
+#[derive(Debug, thiserror::Error)]
+enum RehearsalError {
+    #[error("`proxy.templates` names a file that cannot be used")]
+    Read(#[source] FileError),
+    #[error(
+        "`pgcm proxy` could not use a template for every cluster; tried on pg01 with and without its standby pg02"
+    )]
+    Template(#[source] TemplateError),
+}
 
 pub(super) fn run(path: &Path) -> Exit {
     let config = match load::load(path) {
@@ -21,32 +31,27 @@ pub(super) fn run(path: &Path) -> Exit {
     if let Err(error) = parts::etcd(&config).and_then(|_| Ok(parts::token(&config)?)) {
         return complain(&error, Exit::Usage);
     }
-    match missing_templates(&config) {
+    match rehearse(&config) {
         Ok(missing) => missing.into_iter().for_each(tell_missing),
-        Err(error) => return complain(&*error, Exit::Usage),
+        Err(error) => return complain(&error, Exit::Usage),
     }
     say(format_args!("{} is fine\n", path.display()), Exit::Done)
 }
 
-/// Renders every template for an example; returns those that are not there.
-///
-/// # Errors
-/// The first that cannot be read, or does not render.
-fn missing_templates(config: &Config) -> Result<Vec<&Path>, Box<dyn Error>> {
-    let example = Context::example();
+/// Renders every template for examples; returns those that are not there.
+fn rehearse(config: &Config) -> Result<Vec<&Path>, RehearsalError> {
     let mut missing = Vec::new();
     for (place, file) in config.proxy.templates.iter().enumerate() {
         let source = file.source.as_path();
-        let name = source.display().to_string();
         match files::read(source) {
-            Ok(text) if place == 0 => drop(template::render_pgbouncer(&name, &text, &example)?),
-            Ok(text) => drop(template::render(&name, &text, &example)?),
+            Ok(text) => template::rehearse(&source.display().to_string(), &text, place == 0)
+                .map_err(RehearsalError::Template)?,
             Err(FileError::Read { source: error, .. })
                 if error.kind() == io::ErrorKind::NotFound =>
             {
                 missing.push(source);
             }
-            Err(error) => return Err(error.into()),
+            Err(error) => return Err(RehearsalError::Read(error)),
         }
     }
     Ok(missing)

@@ -53,20 +53,22 @@ impl Context {
         }
     }
 
-    /// Of no cluster there is, to try templates on; RFC 5737 keeps its addresses for such.
-    pub fn example() -> Self {
+    /// Of no cluster there is, to try templates on: a primary with a standby, and one that nobody follows, as
+    /// right after it was promoted. RFC 5737 keeps these addresses for examples.
+    fn examples() -> [Self; 2] {
         let (primary, standby) = (Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(192, 0, 2, 2));
-        Self {
+        let follower = Follower {
+            name: "pg02".to_owned(),
+            address: Some(standby.into()),
+            state: "streaming".to_owned(),
+            sync_state: "sync".to_owned(),
+        };
+        [vec![follower], Vec::new()].map(|standbys| Self {
             host: primary.to_string(),
             primary: Some(Named { name: "pg01".to_owned(), address: primary.into(), timeline: 1 }),
-            standbys: Some(vec![Follower {
-                name: "pg02".to_owned(),
-                address: Some(standby.into()),
-                state: "streaming".to_owned(),
-                sync_state: "sync".to_owned(),
-            }]),
+            standbys: Some(standbys),
             system_identifier: Some("1".to_owned()),
-        }
+        })
     }
 }
 
@@ -79,6 +81,21 @@ impl From<&super::cluster::Standby> for Follower {
             sync_state: standby.sync_state.clone(),
         }
     }
+}
+
+/// Renders `source` for examples, as PgBouncer's own template if it is that.
+///
+/// # Errors
+/// Also for a template that knows the names of a real cluster's nodes and no others.
+pub fn rehearse(file: &str, source: &str, is_pgbouncers: bool) -> Result<(), TemplateError> {
+    for example in Context::examples() {
+        if is_pgbouncers {
+            render_pgbouncer(file, source, &example)?;
+        } else {
+            render(file, source, &example)?;
+        }
+    }
+    Ok(())
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
