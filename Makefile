@@ -20,7 +20,7 @@ BINARIES ?= $(INTEGRATION) agent
 AGENT_THREADS := RUST_TEST_THREADS=5
 # What of them depends on the version of Postgres.
 VERSION_TESTS ?= conformance matrix rejoin slots switchover unstartable
-# What `make test` takes of the interruption matrix, which is a quarter of an hour long: each way, and each step that holds clients.
+# What `make test` takes of the interruption matrix, which takes twenty minutes: each way, and each step that holds clients.
 CELLS := terminate@pause interrupt@paused-all hang-up@moving kill@paused-some kill@moving kill@migrated freeze@moving \
   cut-from-etcd@moving cut-from-one@follow cut-from-all@follow overtake@pause outlast@moving kill-app-proxy@paused-all \
   kill-primary-supervise@paused-some kill-target-supervise@moving freeze-app-proxy@follow freeze-primary-supervise@migrate \

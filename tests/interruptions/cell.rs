@@ -195,7 +195,11 @@ async fn strike(
         Way::CutFromAll => stage.net.cut(stage.agents.iter().map(|agent| agent.name.as_str())),
         Way::Overtaken => {
             coordinator.signal(Signal::SIGKILL);
-            overtake(stage, release).await?;
+            stage.becomes_whole(EXPIRY + SLACK + SOON).await?;
+            match cell.point.place {
+                Place::Call(_, "resume" | "unmigrate", _) => hinder(stage, release).await?,
+                _ => overtake(stage, release).await?,
+            }
         }
         Way::Outlast => {
             coordinator.signal(Signal::SIGKILL);
@@ -292,22 +296,56 @@ async fn strike_part(way: Way, stage: &mut Stage, primary: &str, release: impl F
 
 /// Another failover is done before the held call of the dead one arrives.
 async fn overtake(stage: &Stage, release: impl Fn()) -> Result<(), String> {
-    stage.becomes_whole(EXPIRY + SLACK + SOON).await?;
     next_works(stage).await?;
     stage.becomes_whole(SOON).await?;
     let primary = stage.director.primary();
     release();
+    stays(|| begins_nothing(stage, primary)).await
+}
+
+async fn begins_nothing(stage: &Stage, primary: Option<&str>) -> Result<(), String> {
+    let (paused, now) = (stage.paused().await, stage.director.primary());
+    if paused.is_empty() && now == primary {
+        return Ok(());
+    }
+    Err(format!("{paused:?} hold their clients, {primary:?} was the primary and {now:?} is"))
+}
+
+/// The held call of the dead one, which ends what it had begun, arrives while another failover holds all clients
+/// and moves the primary.
+async fn hinder(stage: &Stage, release: impl Fn()) -> Result<(), String> {
+    let moving = stage.director.hold();
+    let mut other = stage.coordinator();
+    let caught = tokio::time::timeout(SOON, moving.catches()).await;
+    caught.map_err(|_| format!("another failover does not get far: {}", other.log()))?;
+    release();
+    let held = stays(|| ends_nothing(stage)).await;
+    moving.release();
+    let (status, printed) = other.ends(ENDS).await?;
+    held?;
+    if status == 0 {
+        Ok(())
+    } else {
+        Err(format!("the other failover ended with {status}: {printed}"))
+    }
+}
+
+async fn ends_nothing(stage: &Stage) -> Result<(), String> {
+    let (paused, has_constraint) = (stage.paused().await, stage.director.has_constraint());
+    if paused == HOSTS && has_constraint {
+        return Ok(());
+    }
+    Err(format!("only {paused:?} hold their clients, the constraint is there: {has_constraint}"))
+}
+
+/// Looks for a while whether a call of a dead attempt takes effect.
+async fn stays<F: Future<Output = Result<(), String>>>(
+    is_so: impl Fn() -> F,
+) -> Result<(), String> {
     let until = Instant::now() + Duration::from_millis(600);
     while Instant::now() < until {
-        let paused = stage.paused().await;
-        if !paused.is_empty() || stage.director.primary() != primary {
-            return Err(format!(
-                "a call of the attempt before took effect: {paused:?} hold their clients, {:?} was \
-                 the primary and {:?} is",
-                primary,
-                stage.director.primary()
-            ));
-        }
+        let seen = is_so().await;
+        seen.map_err(|what| format!("a call of the attempt before took effect: {what}"))?;
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
     Ok(())

@@ -179,9 +179,9 @@ const WAYS: [(&str, Way); 24] = [
 impl Way {
     fn applies_at(self, point: Point) -> bool {
         match self {
-            // A call that changes something, and is on its way.
+            // On its way is a call that would hold clients, move the primary, or end either.
             Self::Overtaken => {
-                matches!(point.place, Place::Call(_, call, Before) if call != "check")
+                matches!(point.place, Place::Call(_, call, Before) if !["check", "follow"].contains(&call))
             }
             Self::Outlast => point.place == Place::Moving,
             _ => true,
