@@ -3,7 +3,10 @@
 //!
 //! `make interruptions` runs all rows, `ROWS="kill-dc@migrate proxy"` those whose names contain a word.
 
-use std::time::{Duration, Instant};
+use std::{
+    convert::Infallible,
+    time::{Duration, Instant},
+};
 
 use serde_json::Value;
 
@@ -116,13 +119,18 @@ async fn interrupt(row: &str, victim: Victim, step: &str) {
     let struck = Instant::now();
     strike(&cluster, victim, &status).await;
     signal(&cluster, "CONT").await;
-    let ended = cluster.exec("app01", &["bash", "-c", END]).await.done();
-    let flowing = async {
+    let ended_and_flowing = async {
+        let ended = cluster.exec("app01", &["bash", "-c", END]).await.done();
         load.flows_again(victim.limit().saturating_sub(struck.elapsed()) + SLACK).await;
-        struck.elapsed()
+        (ended, struck.elapsed())
     };
-    // A new primary that dies before it has a standby is waited for (docs/decisions/0008).
-    let (flowing, ()) = tokio::join!(flowing, switch_on(&cluster));
+    // A new primary that dies before it has a standby is waited for (docs/decisions/0008), and with it the failover
+    // waits for its old one.
+    let (ended, flowing) = tokio::select! {
+        done = ended_and_flowing => done,
+        never = keep_on(&cluster) => match never {},
+    };
+    switch_on(&cluster).await;
     cluster.becomes_whole(WHOLE).await;
     let whole = struck.elapsed();
     let seen = load.stop().await;
@@ -202,6 +210,13 @@ async fn etcd_leader(cluster: &Cluster) -> &'static str {
         }
     }
     panic!("etcd has no leader");
+}
+
+async fn keep_on(cluster: &Cluster) -> Infallible {
+    loop {
+        switch_on(cluster).await;
+        tokio::time::sleep(Duration::from_millis(500)).await;
+    }
 }
 
 /// Switches on the machines that are off, those that were fenced as well.
