@@ -1,7 +1,7 @@
 //! Files written whole or not at all: beside, fsync, rename.
 
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, Permissions},
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt},
     path::{Path, PathBuf},
@@ -55,10 +55,14 @@ pub fn read_secret(path: &Path) -> Result<String, FileError> {
 /// Replaces the content of `path` so that a reader, or a crash, sees the old or the new text.
 ///
 /// Mode and owner of an existing file are kept; a new one gets mode 0640 and, when `owner` is given,
-/// that user and group.
-pub fn replace(path: &Path, text: &str, owner: Option<(u32, u32)>) -> Result<(), FileError> {
+/// that user and group. No link is followed: others may write into the directory.
+pub fn replace(
+    path: &Path,
+    text: impl AsRef<[u8]>,
+    owner: Option<(u32, u32)>,
+) -> Result<(), FileError> {
     let beside = beside(path);
-    let written = write_beside(path, &beside, text, owner);
+    let written = write_beside(path, &beside, text.as_ref(), owner);
     if written.is_err() {
         // The error matters more than a leftover that the next write overwrites.
         let _ = fs::remove_file(&beside);
@@ -69,15 +73,19 @@ pub fn replace(path: &Path, text: &str, owner: Option<(u32, u32)>) -> Result<(),
 fn write_beside(
     path: &Path,
     beside: &Path,
-    text: &str,
+    text: &[u8],
     owner: Option<(u32, u32)>,
 ) -> io::Result<()> {
     let old = fs::metadata(path).ok();
-    let mut file =
-        OpenOptions::new().write(true).create(true).truncate(true).mode(0o640).open(beside)?;
-    file.write_all(text.as_bytes())?;
+    // What an earlier write left there when it was cut off.
+    match fs::remove_file(beside) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o640).open(beside)?;
+    file.write_all(text)?;
     if let Some(old) = &old {
-        file.set_permissions(old.permissions())?;
+        file.set_permissions(Permissions::from_mode(old.permissions().mode() & 0o777))?;
     }
     let wanted = old.map(|old| (old.uid(), old.gid())).or(owner);
     let now = file.metadata()?;
@@ -109,6 +117,18 @@ mod tests {
         replace(&path, "new", None).expect("replaced");
         assert_eq!(read(&path).expect("readable"), "new");
         assert_eq!(fs::metadata(&path).expect("there").permissions().mode() & 0o777, 0o604);
+    }
+
+    #[test]
+    fn a_link_where_the_new_text_is_written_is_not_followed() {
+        let dir = tempfile::tempdir().expect("a temporary directory");
+        let (path, other) = (dir.path().join("auto.conf"), dir.path().join("other"));
+        fs::write(&other, "of somebody else").expect("writable");
+        std::os::unix::fs::symlink(&other, beside(&path)).expect("linked");
+        replace(&path, "new", None).expect("replaced");
+        assert_eq!(read(&path).expect("readable"), "new");
+        assert!(!path.is_symlink());
+        assert_eq!(read(&other).expect("readable"), "of somebody else");
     }
 
     #[test]

@@ -202,7 +202,7 @@ impl<R: Run> Postmaster<R> {
         if self.has("standby.signal") {
             return Ok(());
         }
-        self.replace(&self.pgdata.join("standby.signal"), "")
+        self.replace(&self.pgdata.join("standby.signal"), b"")
     }
 
     /// Removes a file of the data directory; one that is not there is removed already.
@@ -237,23 +237,29 @@ impl<R: Run> Postmaster<R> {
     pub fn write_settings(&self, settings: &Settings) -> Result<(), PostmasterError> {
         let path = self.pgdata.join("pgcm.conf");
         if fs::read_to_string(&path).ok().as_deref() != Some(&settings.render()) {
-            self.replace(&path, &settings.render())?;
+            self.replace(&path, settings.render().as_bytes())?;
         }
-        let config_path = fs::canonicalize(&self.config_file)
-            .map_err(|source| PostmasterError::Io { path: self.config_file.clone(), source })?;
-        let config = files::read(&config_path).map_err(PostmasterError::File)?;
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            |source| PostmasterError::Io { path, source }
+        };
+        let config_path = fs::canonicalize(&self.config_file).map_err(io(&self.config_file))?;
+        let config = fs::read(&config_path).map_err(io(&config_path))?;
         if let Some(text) = settings::with_include(&config, &path.display().to_string()) {
             self.replace(&config_path, &text)?;
         }
         let auto_path = self.pgdata.join("postgresql.auto.conf");
-        let auto = fs::read_to_string(&auto_path).unwrap_or_default();
+        let auto = match fs::read(&auto_path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            read => read.map_err(io(&auto_path))?,
+        };
         match settings::without_owned(&auto, settings) {
             Some(text) => self.replace(&auto_path, &text),
             None => Ok(()),
         }
     }
 
-    fn replace(&self, path: &Path, text: &str) -> Result<(), PostmasterError> {
+    fn replace(&self, path: &Path, text: &[u8]) -> Result<(), PostmasterError> {
         let owner = Some((self.user.uid, self.user.gid));
         files::replace(path, text, owner).map_err(PostmasterError::File)
     }

@@ -76,7 +76,7 @@ impl<'a> RewindFiles<'a> {
     /// Writes the mark, so that it survives a power loss that begins now.
     pub fn write(&self, mark: &Mark) -> Result<(), RewindFileError> {
         self.make(&self.dir)?;
-        files::replace(&self.dir.join("mark"), &mark.render(), None)
+        files::replace(&self.dir.join("mark"), mark.render(), None)
             .map_err(RewindFileError::Mark)?;
         let parent = self.dir.parent().unwrap_or(Path::new("/"));
         sync(parent).map_err(|source| RewindFileError::Io { path: parent.to_owned(), source })

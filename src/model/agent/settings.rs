@@ -97,6 +97,16 @@ fn quorum(text: &str) -> Option<Quorum> {
     Quorum::new(needed.parse().ok()?, names.map(plain).collect::<Option<_>>()?)
 }
 
+/// Ends of a recovery, as a restore of a backup leaves them behind. Every start is one of a standby, which would
+/// replay up to there and receive beyond it: a promotion would then forget what was received.
+const TARGETS: [&str; 5] = [
+    "recovery_target",
+    "recovery_target_lsn",
+    "recovery_target_name",
+    "recovery_target_time",
+    "recovery_target_xid",
+];
+
 const HEAD: &str = "# Written by the resource agent ocf:pgcm:pgsql; changes here are lost.\n";
 
 impl Settings {
@@ -113,6 +123,7 @@ impl Settings {
             ("synchronous_standby_names", self.sync_name.setting()),
             ("recovery_target_timeline", "latest".to_owned()),
         ];
+        lines.extend(TARGETS.map(|target| (target, String::new())));
         if let Some(slots) = &self.slots {
             lines.push(("primary_slot_name", slots.own.clone()));
             lines.push(("max_slot_wal_keep_size", slots.wal_limit.clone()));
@@ -159,36 +170,46 @@ fn literal(value: &str) -> String {
     format!("'{}'", value.replace('\\', "\\\\").replace('\'', "''"))
 }
 
-/// The main configuration file with the line that includes `pgcm_conf` as its last setting.
+/// The main configuration file with the line that includes `pgcm_conf` as its last setting. Postgres takes any
+/// bytes in a comment, and so does this.
 ///
 /// `None` when the line is there already.
-pub fn with_include(config: &str, pgcm_conf: &str) -> Option<String> {
+pub fn with_include(config: &[u8], pgcm_conf: &str) -> Option<Vec<u8>> {
     let line = format!("include_if_exists = {}", literal(pgcm_conf));
-    let last =
-        config.lines().map(str::trim).rfind(|line| !line.is_empty() && !line.starts_with('#'));
-    if last == Some(line.as_str()) {
+    let is_ours = |other: &[u8]| other.trim_ascii() == line.as_bytes();
+    let is_setting = |line: &&[u8]| !matches!(line.trim_ascii().first(), None | Some(b'#'));
+    if lines(config).rfind(is_setting).is_some_and(is_ours) {
         return None;
     }
-    let others = config.lines().filter(|other| other.trim() != line);
-    let mut text: String = others.flat_map(|line| [line, "\n"]).collect();
-    text.push_str(&line);
-    text.push('\n');
+    let mut text = joined(lines(config).filter(|other| !is_ours(other)));
+    text.extend_from_slice(line.as_bytes());
+    text.push(b'\n');
     Some(text)
 }
 
 /// `postgresql.auto.conf` without what would outweigh `settings`, such as `pg_basebackup -R` leaves
 /// behind. `None` when there is nothing of that kind.
-pub fn without_owned(auto_conf: &str, settings: &Settings) -> Option<String> {
-    let lines = settings.lines();
-    let owned = |line: &str| {
-        let name = line.split('=').next().unwrap_or_default().trim();
-        lines.iter().any(|(known, _)| *known == name)
+pub fn without_owned(auto_conf: &[u8], settings: &Settings) -> Option<Vec<u8>> {
+    let owned = settings.lines();
+    let is_owned = |line: &&[u8]| {
+        // As Postgres reads it: in any case of letters, with or without an equals sign.
+        let line = line.trim_ascii();
+        let ends = |byte: &u8| !byte.is_ascii_alphanumeric() && *byte != b'_';
+        let name = &line[..line.iter().position(ends).unwrap_or(line.len())];
+        owned.iter().any(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))
     };
-    if !auto_conf.lines().any(owned) {
-        return None;
-    }
-    let kept = auto_conf.lines().filter(|line| !owned(line));
-    Some(kept.flat_map(|line| [line, "\n"]).collect())
+    lines(auto_conf)
+        .any(|line| is_owned(&line))
+        .then(|| joined(lines(auto_conf).filter(|line| !is_owned(line))))
+}
+
+fn lines(text: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
+    let text = text.strip_suffix(b"\n").unwrap_or(text);
+    text.split(|byte| *byte == b'\n')
+}
+
+fn joined<'a>(lines: impl Iterator<Item = &'a [u8]>) -> Vec<u8> {
+    lines.flat_map(|line| [line, b"\n"]).flatten().copied().collect()
 }
 
 #[cfg(test)]
@@ -235,22 +256,24 @@ mod tests {
 
     #[test]
     fn the_include_line_is_added_once_and_kept_last() {
-        let first = with_include("port = 5432", "/data/pgcm.conf").expect("added");
-        assert_eq!(first, "port = 5432\ninclude_if_exists = '/data/pgcm.conf'\n");
+        let first = with_include(b"port = 5432", "/data/pgcm.conf").expect("added");
+        assert_eq!(first, b"port = 5432\ninclude_if_exists = '/data/pgcm.conf'\n");
         assert_eq!(with_include(&first, "/data/pgcm.conf"), None);
-        let later = format!("{first}synchronous_standby_names = '*'\n");
+        let later = [&first[..], b"synchronous_standby_names = '*'\n# Gr\xfc\xdfe\r\n"].concat();
         let moved = with_include(&later, "/data/pgcm.conf").expect("moved to the end");
-        assert!(moved.ends_with("'*'\ninclude_if_exists = '/data/pgcm.conf'\n"));
-        assert_eq!(moved.matches("include_if_exists").count(), 1);
+        let expected = b"port = 5432\nsynchronous_standby_names = '*'\n# Gr\xfc\xdfe\r\n\
+                         include_if_exists = '/data/pgcm.conf'\n";
+        assert_eq!(moved, expected);
     }
 
     #[test]
     fn leftovers_of_a_base_backup_are_dropped() {
         let without_slots = Settings::default();
-        let text = "# Do not edit\nprimary_conninfo = 'host=old'\nwork_mem = '8MB'\n";
+        let text = b"# Gr\xfc\xdfe\nprimary_conninfo = 'host=old'\nwork_mem = '8MB'\n\
+                     Recovery_Target_Time '2026-01-01'\n";
         let kept = without_owned(text, &without_slots);
-        assert_eq!(kept.as_deref(), Some("# Do not edit\nwork_mem = '8MB'\n"));
-        let others = "work_mem = '8MB'\nprimary_conninfo_x = 1\n";
+        assert_eq!(kept.as_deref(), Some(&b"# Gr\xfc\xdfe\nwork_mem = '8MB'\n"[..]));
+        let others = b"work_mem = '8MB'\nprimary_conninfo_x = 1\n";
         assert_eq!(without_owned(others, &without_slots), None);
     }
 
@@ -258,9 +281,9 @@ mod tests {
     fn slots_are_the_operators_own_unless_the_agent_keeps_them() {
         let without = Settings::default();
         let with = Settings { slots: Some(SlotSettings::default()), ..Settings::default() };
-        let auto = "primary_slot_name = 'mine'\n";
+        let auto = b"primary_slot_name = 'mine'\n";
         assert_eq!(without_owned(auto, &without), None);
-        assert_eq!(without_owned(auto, &with).as_deref(), Some(""));
+        assert_eq!(without_owned(auto, &with), Some(Vec::new()));
         assert!(!without.render().contains("slot") && with.render().contains("primary_slot_name"));
         // Unknown before Postgres 17: the server would not even start.
         for name in ["sync_replication_slots", "synchronized_standby_slots"] {
