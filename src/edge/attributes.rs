@@ -27,6 +27,10 @@ pub enum AttributeError {
         "{confirmed} of {nodes} nodes hold the claims in this node's CIB, too few to rely on them"
     )]
     TooFewHoldClaims { confirmed: usize, nodes: usize },
+    #[error(
+        "{node} is lost and not fenced yet: of two nodes either may go on, so that it may be promoting its standby"
+    )]
+    NotFenced { node: String },
 }
 
 /// The attributes of one resource on all nodes.
@@ -169,9 +173,12 @@ impl<R: Run> Attributes<R> {
     ///
     /// # Errors
     /// [`AttributeError::TooFewHoldClaims`] when other nodes do not answer within `limit` each, or
-    /// answer otherwise.
+    /// answer otherwise; [`AttributeError::NotFenced`] of two nodes while the other is lost and may go on.
     pub async fn confirm_claims(&self, own: &str, limit: Duration) -> Result<(), AttributeError> {
         let cib = self.query().await?;
+        if let Some(lost) = cib.unfenced_other(own) {
+            return Err(AttributeError::NotFenced { node: lost.name.clone() });
+        }
         let nodes = cib.nodes.len();
         let online = cib.nodes.values().filter(|node| node.online && node.name != own);
         // Those that are likely to answer come first: a lost one may be thought online for seconds.

@@ -65,6 +65,24 @@ impl Cluster {
         }
     }
 
+    /// A node has left the membership; `expected` is `member` when it was lost and not fenced yet, else `down`.
+    pub(crate) fn leaves(&self, node: &str, expected: &str) {
+        let id = node.trim_start_matches("pg0");
+        let state = format!(
+            "<node_state id=\"{id}\" uname=\"{node}\" in_ccm=\"false\" crmd=\"offline\" join=\"down\" \
+             expected=\"{expected}\"/>"
+        );
+        let mut modify = command("/usr/sbin/cibadmin");
+        modify.env("CIB_file", self.path("cib.xml")).args([
+            "--modify",
+            "--scope",
+            "status",
+            "--xml-text",
+            &state,
+        ]);
+        run(modify);
+    }
+
     /// Deletes what does not outlive a node's membership, as a power loss of all nodes does.
     pub(crate) fn forget_transient_attributes(&self) {
         let _ = fs::remove_dir_all(self.path("known-attributes"));

@@ -98,6 +98,20 @@ fn a_lost_standby_is_unpromotable_in_the_cib_before_the_primary_stops_waiting() 
 }
 
 #[test]
+fn of_two_nodes_the_primary_waits_until_the_lost_one_is_fenced() {
+    let cluster = Cluster::pair();
+    cluster.remove_node("pg03");
+    cluster.crash("pg02");
+    // Each of the two has quorum, and the other may be promoting its standby.
+    cluster.leaves("pg02", "member");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "\"pg02\"");
+    cluster.leaves("pg02", "down");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(cluster.sql("pg01", "show synchronous_standby_names"), "");
+}
+
+#[test]
 fn a_strict_primary_blocks_rather_than_runs_alone() {
     let mut cluster = Cluster::pair();
     cluster.parameters.insert("strict", "true".to_owned());

@@ -49,6 +49,8 @@ pub struct Node {
     pub name: String,
     /// A member of the partition with its controller running.
     pub online: bool,
+    /// Pacemaker counts on it, online or not: it neither left in good order nor was fenced.
+    pub expected: bool,
     /// Attributes that end with the node's membership.
     pub transient: BTreeMap<String, String>,
     /// Attributes that stay.
@@ -92,6 +94,8 @@ impl Node {
 pub struct Cib {
     /// By name.
     pub nodes: BTreeMap<String, Node>,
+    /// Whether Pacemaker fences nodes that are lost. It does unless it is told otherwise.
+    pub fences: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -163,6 +167,24 @@ impl Cib {
         claiming.next().filter(|_| claiming.next().is_none())
     }
 
+    /// The other one of two nodes, lost and not fenced yet. With Corosync's `two_node` each of the two has quorum alone, and
+    /// that one may be promoting its standby. Where Pacemaker does not fence, nothing is to be waited for.
+    pub fn unfenced_other(&self, own: &str) -> Option<&Node> {
+        let lost = |node: &&Node| node.name != own && !node.online && node.expected;
+        self.nodes.values().find(lost).filter(|_| self.fences && self.nodes.len() == 2)
+    }
+
+    /// The primary, where a server of `own` that takes writes, too, is a stale one: started past the agent, by hand or
+    /// by the distribution's own service, or promoted by hand. Whom Pacemaker promoted has a complete claim from
+    /// before its first write, and nobody ends that but its successor.
+    pub fn primary_instead_of<'a>(&'a self, own: &str, names: &Names) -> Option<&'a Node> {
+        let claim = self.node(own).and_then(|node| node.data_status(names));
+        if claim.is_some_and(DataStatus::is_complete) {
+            return None;
+        }
+        self.primary_other_than(own, names)
+    }
+
     /// The online nodes other than `own` of which Pacemaker would promote one: those that share the
     /// highest score.
     pub fn promotable_other_than<'a>(&'a self, own: &str, names: &Names) -> Vec<&'a Node> {
@@ -182,6 +204,7 @@ impl Cib {
 struct Walk {
     path: Vec<String>,
     seen_cib: bool,
+    fencing_off: bool,
     /// By id.
     nodes: BTreeMap<String, Node>,
     /// The id of the node whose attributes are being read.
@@ -197,6 +220,12 @@ impl Walk {
         let get = |name: &str| attributes.get(name).cloned().unwrap_or_default();
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
         match path.as_slice() {
+            ["cib", "configuration", "crm_config", "cluster_property_set", "nvpair"]
+                if get("name") == "stonith-enabled" =>
+            {
+                let off = ["false", "off", "no", "n", "0"];
+                self.fencing_off = off.contains(&get("value").to_lowercase().as_str());
+            }
             ["cib", "configuration", "nodes", "node"] => {
                 self.current = get("id");
                 self.node().name = get("uname");
@@ -210,9 +239,11 @@ impl Walk {
                 let online = is_yes(&get("in_ccm"), "true")
                     && is_yes(&get("crmd"), "online")
                     && get("join") == "member";
+                let expected = get("expected") == "member";
                 let name = get("uname");
                 let node = self.node();
                 node.online = online;
+                node.expected = expected;
                 if node.name.is_empty() {
                     node.name = name;
                 }
@@ -237,7 +268,8 @@ impl Walk {
 
     fn finish(self) -> Cib {
         let named = self.nodes.into_values().filter(|node| !node.name.is_empty());
-        Cib { nodes: named.map(|node| (node.name.clone(), node)).collect() }
+        let nodes = named.map(|node| (node.name.clone(), node)).collect();
+        Cib { nodes, fences: !self.fencing_off }
     }
 }
 
@@ -271,6 +303,7 @@ pub(super) mod tests {
             id: name.trim_start_matches("pg").to_owned(),
             name: name.to_owned(),
             online: true,
+            expected: true,
             transient: transient
                 .iter()
                 .map(|&(key, value)| {
@@ -292,7 +325,8 @@ pub(super) mod tests {
     }
 
     pub(crate) fn cib(nodes: Vec<Node>) -> Cib {
-        Cib { nodes: nodes.into_iter().map(|node| (node.name.clone(), node)).collect() }
+        let nodes = nodes.into_iter().map(|node| (node.name.clone(), node)).collect();
+        Cib { nodes, fences: true }
     }
 
     const XML: &str = r#"<?xml version="1.0"?>
@@ -315,7 +349,7 @@ pub(super) mod tests {
       </instance_attributes></transient_attributes>
     </node_state>
     <node_state id="2" uname="pg02" in_ccm="1795205000" crmd="1795205001" join="member"/>
-    <node_state id="3" uname="pg03" in_ccm="0" crmd="0" join="down"/>
+    <node_state id="3" uname="pg03" in_ccm="0" crmd="0" join="down" expected="member"/>
   </status>
 </cib>"#;
 
@@ -336,6 +370,28 @@ pub(super) mod tests {
         let cib = Cib::parse(XML).expect("a CIB");
         let online: Vec<bool> = cib.nodes.values().map(|node| node.online).collect();
         assert_eq!(online, [true, true, false]);
+    }
+
+    #[test]
+    fn of_two_nodes_one_that_is_lost_and_not_fenced_may_go_on() {
+        let pair = |expected: &str, property: &str| {
+            let text = format!(
+                "<cib><configuration><crm_config><cluster_property_set>{property}</cluster_property_set>\
+                 </crm_config><nodes><node id=\"1\" uname=\"pg01\"/><node id=\"2\" uname=\"pg02\"/></nodes>\
+                 </configuration><status><node_state id=\"2\" uname=\"pg02\" in_ccm=\"0\" crmd=\"0\" \
+                 join=\"down\" expected=\"{expected}\"/></status></cib>"
+            );
+            let cib = Cib::parse(&text).expect("a CIB");
+            cib.unfenced_other("pg01").map(|node| node.name.clone())
+        };
+        let set = |value| format!("<nvpair id=\"s\" name=\"stonith-enabled\" value=\"{value}\"/>");
+        assert_eq!(pair("member", "").as_deref(), Some("pg02"));
+        assert_eq!(pair("member", &set("true")).as_deref(), Some("pg02"));
+        assert_eq!(pair("down", &set("true")), None);
+        assert_eq!(pair("member", &set("False")), None);
+        // Of three nodes, the majority goes on and nobody else.
+        let three = Cib::parse(XML).expect("a CIB");
+        assert_eq!(three.unfenced_other("pg01"), None);
     }
 
     #[test]
