@@ -299,6 +299,17 @@ impl Cluster {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal).expect("signalled");
     }
 
+    /// Starts the server of `node` as whatever knows nothing of Pacemaker does.
+    pub(crate) fn start_as_primary(&self, node: &str) {
+        let data = self.data(node);
+        let _ = fs::remove_file(data.join("standby.signal"));
+        let (data, log) = (text(&data), text(&self.path(&format!("{node}.log"))));
+        let (host, port, sockets) = (address(node), self.port, text(&self.socket_dir(node)));
+        let options = format!("-c listen_addresses={host} -p {port} -k {sockets}");
+        let start = ["-D", &data, "-l", &log, "-o", &options, "-w", "start"];
+        self.as_postgres("pg_ctl", &start);
+    }
+
     /// SIGKILLs the postmaster and waits until none of its processes is left.
     pub(crate) fn crash(&self, node: &str) {
         self.signal(node, nix::sys::signal::Signal::SIGKILL);

@@ -53,6 +53,75 @@ fn a_switchover_there_and_back_brings_the_old_primary_back_at_once() {
     eprintln!("monitor {:?}", begun.elapsed());
 }
 
+#[test]
+fn a_server_that_was_started_past_pacemaker_takes_no_right_of_the_primarys() {
+    let mut cluster = Cluster::pair();
+    cluster.parameters.insert("rewind", "true".to_owned());
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    follows(&cluster, "pg02", "pg01");
+    cluster.settle("pg02", "pg01");
+    cluster.act("pg01", "stop").with(0);
+    cluster.act("pg02", "monitor").with(8);
+    let told = || {
+        ["pg01", "pg02"].map(|node| {
+            ["Postgresql-status", "Postgresql-data-status", "master-Postgresql"]
+                .map(|name| cluster.attribute(node, name))
+        })
+    };
+    let before = told();
+    // As a distribution's own service does after a reboot.
+    cluster.start_as_primary("pg01");
+    cluster.act("pg01", "monitor").with(8);
+    assert_eq!(told(), before);
+    cluster.act("pg01", "demote").with(0);
+    assert_eq!(told(), before);
+    cluster.act_with("pg01", "monitor", PROBE).with(7);
+
+    cluster.start_as_primary("pg01");
+    cluster.act("pg01", "start").with(0);
+    follows(&cluster, "pg02", "pg01");
+    assert_eq!(cluster.sql("pg01", "select pg_is_in_recovery()"), "t");
+    assert_eq!(told()[1], before[1]);
+}
+
+#[test]
+fn where_a_restored_backup_was_to_end_no_standby_ends() {
+    let cluster = Cluster::pair();
+    cluster.act("pg02", "stop").with(0);
+    let auto = cluster.data("pg02").join("postgresql.auto.conf");
+    let old = fs::read_to_string(&auto).expect("copied");
+    fs::write(&auto, format!("{old}recovery_target_time = '2020-01-01 00:00:00+00'\n"))
+        .expect("written");
+    cluster.act("pg02", "start").with(0);
+    cluster.settle("pg01", "pg02");
+    cluster.sql("pg01", "create table t as select 1 as n");
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    assert_eq!(cluster.sql("pg02", "select count(*) from t"), "1");
+}
+
+#[test]
+fn files_in_another_encoding_are_read_and_kept() {
+    let cluster = Cluster::pair();
+    let comment = b"# Gr\xfc\xdfe\n";
+    let files = ["pg01", "pg02"].map(|node| {
+        ["postgresql.conf", "postgresql.auto.conf"].map(|file| cluster.data(node).join(file))
+    });
+    for file in files.as_flattened() {
+        let old = fs::read(file).expect("there");
+        fs::write(file, [comment, &old[..]].concat()).expect("written");
+    }
+    cluster.act("pg01", "demote").with(0);
+    cluster.act("pg02", "promote").with(0);
+    follows(&cluster, "pg02", "pg01");
+    cluster.settle("pg02", "pg01");
+    for file in files.as_flattened() {
+        let kept = fs::read(file).expect("there");
+        assert!(kept.starts_with(comment), "{}", file.display());
+    }
+}
+
 /// How Pacemaker comes to have no transient attributes in the CIB while Postgres goes on. It only probes then.
 type Loss = fn(&Cluster);
 

@@ -62,7 +62,13 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         (cib, asked)
     };
     let (control, (cib, asked)) = tokio::join!(shutdown, meet_heirs);
-    let end = end_of(agent, &control?);
+    let control = control?;
+    if let Some(primary) = cib.primary_instead_of(&agent.node, agent.names()) {
+        warn!(agent.log, "this server was none that Pacemaker promoted, and hands nothing over; `start` decides how it \
+            comes back"; "event" => "agent.demote.stale", "primary" => &primary.name);
+        return Ok(OcfCode::Success);
+    }
+    let end = end_of(agent, &control);
     ended.send_replace(end);
     let heirs = cib.promotable_other_than(&agent.node, agent.names());
     let (proven, started) = tokio::join!(

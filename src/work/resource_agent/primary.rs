@@ -44,6 +44,9 @@ pub(super) async fn duties<R: Run + Clone>(
     mut state: State,
 ) -> Result<(), Failure> {
     let cib = agent.attributes.query().await?;
+    if let Some(primary) = cib.primary_instead_of(&agent.node, agent.names()) {
+        return Err(stale(&primary.name));
+    }
     start::restore_attributes(agent, &cib).await;
     if promote::is_settled(agent, &cib)
         && let Some(other) = another_primary(agent, &cib)
@@ -114,6 +117,16 @@ pub(super) async fn keep_role<R: Run + Clone>(agent: &Agent<R>) {
         let confirmed = agent.attributes.confirm_score(&agent.node, limit).await;
         agent.tolerate("promotion score", confirmed);
     }
+}
+
+/// A server that takes writes beside the primary. Nothing is told of it: Pacemaker finds it promoted where it is not to
+/// be, and demotes it.
+pub(super) fn stale(primary: &str) -> Failure {
+    let reason = format!(
+        "{primary} is the primary, and this server takes writes without having been promoted: was it started, or \
+         promoted, past Pacemaker?"
+    );
+    Failure::new(OcfCode::Generic, reason)
 }
 
 fn another_primary<'a, R: Run + Clone>(agent: &Agent<R>, cib: &'a Cib) -> Option<&'a Node> {

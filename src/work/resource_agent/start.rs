@@ -27,11 +27,14 @@ use crate::{
 pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<OcfCode, Failure> {
     validate_all::owned(&agent.parameters, &agent.postmaster.user)?;
     let address = agent.own_address().await?.to_string();
-    match agent.condition_from_files().await?.0 {
-        Condition::Stopped => {}
-        Condition::Orphaned => shutdown::end_orphans(agent).await?,
+    match agent.condition_from_files().await? {
+        (Condition::Stopped, _) => {}
+        (Condition::Orphaned, _) => shutdown::end_orphans(agent).await?,
+        (Condition::Primary, Some(pid)) if is_stale(agent).await? => {
+            shutdown::end(agent, pid, agent.left() / 3).await?;
+        }
         // It accepts connections, though all may be taken: a busy server is not a dead one.
-        Condition::Primary | Condition::Standby => {
+        (Condition::Primary | Condition::Standby, _) => {
             publish_address(agent, &address).await;
             return Ok(OcfCode::Success);
         }
@@ -66,6 +69,17 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         show_end(agent, &state).await?;
     }
     Ok(OcfCode::Success)
+}
+
+/// Whether the server that runs here as a primary was started past Pacemaker: it comes back as what its history allows.
+async fn is_stale<R: Run + Clone>(agent: &Agent<R>) -> Result<bool, Failure> {
+    let cib = agent.attributes.query().await?;
+    let Some(primary) = cib.primary_instead_of(&agent.node, agent.names()) else {
+        return Ok(false);
+    };
+    warn!(agent.log, "a server that nobody promoted takes writes here, ending it";
+        "event" => "agent.start.stale", "primary" => &primary.name);
+    Ok(true)
 }
 
 /// Waits until the server accepts connections, and in quorum mode until it knows where its WAL ends; returns its
