@@ -170,8 +170,14 @@ fn a_switchover_with_all_members_changes_no_attribute_before_the_promotion() {
     let changes = cluster.calls();
     let changes: Vec<_> = changes.iter().filter(|call| !call.contains("--query")).collect();
     assert!(changes.is_empty(), "{changes:#?}");
+    cluster.forget_calls();
     let promoted = cluster.act("pg02", "promote").with(0);
     eprintln!("demote {:?}, promote {:?}", demoted.took, promoted.took);
+    // Should it die on the way, somebody has a claim all the time.
+    let calls = cluster.calls();
+    let changes: Vec<_> = calls.iter().filter(|call| !call.contains("--query")).collect();
+    assert!(changes.len() > 1 && changes[0].contains("LATEST"), "{changes:#?}");
+    assert!(!changes[1..].iter().any(|call| call.contains("LATEST")), "{changes:#?}");
     cluster.act("pg02", "monitor").with(8);
     follows(&cluster, "pg02", "pg01");
     follows(&cluster, "pg02", "pg03");

@@ -139,8 +139,10 @@ async fn take_over_claims<R: Run + Clone>(
         }
         Ok(())
     };
-    // Until the promotion begins all claims are true, so that their order does not matter.
-    tokio::try_join!(own, agent.attributes.set_data_statuses(&lost), quorums)?;
+    // First the own one: should this node die on the way, somebody has a claim all the time. Until the promotion
+    // begins all of them are true, so that the order of the others does not matter.
+    own.await?;
+    tokio::try_join!(agent.attributes.set_data_statuses(&lost), quorums)?;
     Ok(())
 }
 
