@@ -15,15 +15,23 @@ fn path(dir: &Path, resource: &str) -> PathBuf {
     dir.join(format!("pgcm-{resource}.failure"))
 }
 
-/// Keeps `failure` until the next one, or until [`forget`].
-pub fn keep(dir: &Path, resource: &str, failure: &FailedAction) -> io::Result<()> {
+/// Keeps `failure` until the next one, or until [`forget`]. Only root and `reader`, user and group, can read it: its
+/// commands may hold a password.
+pub fn keep(
+    dir: &Path,
+    resource: &str,
+    failure: &FailedAction,
+    reader: Option<(u32, u32)>,
+) -> io::Result<()> {
     fs::create_dir_all(dir)?;
     let text = serde_json::to_string(failure)?;
     let path = path(dir, resource);
     if fs::read_to_string(&path).is_ok_and(|old| old == text) {
         return Ok(());
     }
-    files::replace(&path, &text, None).map_err(io::Error::other)
+    // One that is replaced would keep its owner.
+    forget(dir, resource);
+    files::replace(&path, &text, reader).map_err(io::Error::other)
 }
 
 /// Forgets the last failure.

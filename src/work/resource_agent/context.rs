@@ -248,11 +248,21 @@ impl<R: Run + Clone> Agent<R> {
 
     /// How this node connects to the Postgres at `address`.
     pub(super) fn conninfo(&self, address: &str) -> String {
+        self.conninfo_as(&self.node, address)
+    }
+
+    /// The same for a program that copies the data directory. Under the node's name it would pass for the standby,
+    /// and commits might wait for it.
+    pub(super) fn backup_conninfo(&self, address: &str) -> String {
+        self.conninfo_as("pg_basebackup", address)
+    }
+
+    fn conninfo_as(&self, application_name: &str, address: &str) -> String {
         let upstream = Upstream {
             address,
             port: self.parameters.port,
             user: &self.parameters.repuser,
-            application_name: &self.node,
+            application_name,
             options: &self.conninfo_options(),
         };
         upstream.conninfo()

@@ -82,7 +82,7 @@ impl<R: Run + Clone> Agent<R> {
             format!(
                 "runuser -u {user} -- {program} -D {data} -X stream -c fast -d \"{source}\"",
                 program = self.postmaster.program("pg_basebackup"),
-                source = self.conninfo(primary.unwrap_or("PRIMARY")),
+                source = self.backup_conninfo(primary.unwrap_or("PRIMARY")),
             ),
             self.cleanup_command(),
         ]

@@ -100,7 +100,7 @@ async fn dispatch(
     let has_data = parameters.pgdata.join("PG_VERSION").exists();
     let agent = Agent::new(env, parameters.clone(), Processes, deadline, log).await;
     if !validates && !has_data && !agent.as_ref().is_ok_and(runs) {
-        return without_data(action, &parameters, agent.ok().as_ref());
+        return without_data(action, &parameters, agent.ok().as_ref()).await;
     }
     let agent = agent?;
     match action {
@@ -120,19 +120,28 @@ fn runs<R: Run + Clone>(agent: &Agent<R>) -> bool {
 }
 
 /// Without a data directory, and with nothing running in it, only starting is an error.
-fn without_data<R: Run + Clone>(
+async fn without_data<R: Run + Clone>(
     action: &str,
     parameters: &Parameters,
     agent: Option<&Agent<R>>,
 ) -> Result<OcfCode, Failure> {
-    let missing = |code| {
-        let commands = agent.map(|agent| agent.replace_commands(None)).unwrap_or_default();
+    let missing = async |code| {
+        let commands = match agent {
+            Some(agent) => copy_commands(agent).await,
+            None => Vec::new(),
+        };
         Err(Failure::new(code, validate_all::no_data(parameters)).with(commands))
     };
     match action {
         "stop" | "demote" | "notify" => Ok(OcfCode::Success),
         "monitor" | "status" => Ok(OcfCode::NotRunning),
-        "promote" => missing(OcfCode::NotRunning),
-        _ => missing(OcfCode::Installed),
+        "promote" => missing(OcfCode::NotRunning).await,
+        _ => missing(OcfCode::Installed).await,
     }
+}
+
+async fn copy_commands<R: Run + Clone>(agent: &Agent<R>) -> Vec<String> {
+    let cib = agent.attributes.query().await.unwrap_or_default();
+    let primary = cib.primary_other_than(&agent.node, agent.names());
+    agent.replace_commands(primary.and_then(|node| node.address(agent.names())))
 }

@@ -6,13 +6,19 @@ use slog::{info, warn};
 
 use super::context::{Agent, Failure};
 use crate::{
-    edge::command::Run,
+    edge::{
+        command::{CommandError, Run},
+        postmaster::PostmasterError,
+    },
     error::chain,
-    model::agent::{
-        backup::Method,
-        code::OcfCode,
-        control_data::ControlData,
-        rejoin::{Local, Verdict, verdict},
+    model::{
+        agent::{
+            backup::Method,
+            code::OcfCode,
+            control_data::ControlData,
+            rejoin::{Local, Verdict, verdict},
+        },
+        span::millis,
     },
 };
 
@@ -78,8 +84,17 @@ async fn local<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> Resul
     if label.is_some_and(|method| method != Method::Exclusive) {
         return Ok(Local { timeline, last_record: None, was_standby });
     }
-    let limit = agent.share(3, Duration::from_secs(60));
+    // What a standby has not replayed can be long, and Postgres itself refuses one that cannot follow.
+    let limit =
+        if was_standby { agent.share(3, Duration::from_secs(60)) } else { agent.left() * 2 / 3 };
     let start = control.read_from();
-    let last_record = agent.postmaster.last_record(timeline, start, limit).await?;
+    let last_record = match agent.postmaster.last_record(timeline, start, limit).await {
+        Err(PostmasterError::Command(CommandError::TimedOut { .. })) if was_standby => {
+            warn!(agent.log, "there is too much WAL to find its end in time, going by the timelines alone";
+                "event" => "agent.rejoin.long", "limit_ms" => millis(limit));
+            None
+        }
+        read => read?,
+    };
     Ok(Local { timeline, last_record, was_standby })
 }

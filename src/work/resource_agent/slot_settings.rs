@@ -70,13 +70,6 @@ impl<R: Run + Clone> Agent<R> {
 
     /// How to make a standby anew from the Postgres at `address`; the slot keeps the WAL meanwhile.
     pub(super) fn rebuild(&self, node: &str, address: &str) -> String {
-        let upstream = conninfo::Upstream {
-            address,
-            port: self.parameters.port,
-            user: &self.parameters.repuser,
-            application_name: node,
-            options: &self.parameters.conninfo_options,
-        };
         format!(
             "on {node}, with the resource stopped there, move {data} away and run as {user}: \
              {program} -D {data} -S {slot} -d \"{upstream}\"",
@@ -84,7 +77,7 @@ impl<R: Run + Clone> Agent<R> {
             user = self.parameters.pgdba,
             program = self.postmaster.program("pg_basebackup"),
             slot = slot_name(node).unwrap_or_default(),
-            upstream = upstream.conninfo(),
+            upstream = self.backup_conninfo(address),
         )
     }
 }

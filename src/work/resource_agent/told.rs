@@ -9,7 +9,7 @@ use slog::{Logger, warn};
 
 use super::context::Failure;
 use crate::{
-    edge::{disk, failure_note},
+    edge::{disk, failure_note, identity::Identity},
     model::{agent::parameters::Parameters, failed_action::FailedAction},
 };
 
@@ -34,7 +34,7 @@ fn shortage(parameters: &Parameters) -> Option<String> {
     Some(format!("no space left on {} ({} MiB free), free some", path.display(), free >> 20))
 }
 
-/// Keeps the failure for supervise, with its commands.
+/// Keeps the failure for supervise, which runs as the user of Postgres, with its commands.
 pub(super) fn keep(action: &str, env: &BTreeMap<String, String>, failure: &Failure, log: &Logger) {
     let note = FailedAction {
         node: env.get("OCF_RESKEY_CRM_meta_on_node").cloned().unwrap_or_default(),
@@ -42,7 +42,10 @@ pub(super) fn keep(action: &str, env: &BTreeMap<String, String>, failure: &Failu
         reason: failure.reason.clone(),
         commands: failure.commands.clone(),
     };
-    let kept = failure_note::keep(&state_dir(env), resource(env), &note);
+    let parameters = Parameters::from_environment(env).ok();
+    let reader = parameters.and_then(|of| Identity::of(&of.pgdba).ok());
+    let reader = reader.map(|user| (user.uid, user.gid));
+    let kept = failure_note::keep(&state_dir(env), resource(env), &note, reader);
     if let Err(error) = kept {
         warn!(log, "cannot keep the reason for pgcm status"; "event" => "agent.action.note",
             "error" => %error);
