@@ -171,8 +171,11 @@ fn a_switchover_with_all_members_changes_no_attribute_before_the_promotion() {
     let changes: Vec<_> = changes.iter().filter(|call| !call.contains("--query")).collect();
     assert!(changes.is_empty(), "{changes:#?}");
     cluster.forget_calls();
-    let promoted = cluster.act("pg02", "promote").with(0);
-    eprintln!("demote {:?}, promote {:?}", demoted.took, promoted.took);
+    let slow = cluster.path("slow-writes");
+    fs::write(&slow, "").expect("written");
+    cluster.act("pg02", "promote").with(0);
+    fs::remove_file(slow).expect("removed");
+    eprintln!("demote {:?}", demoted.took);
     // Should it die on the way, somebody has a claim all the time.
     let calls = cluster.calls();
     let changes: Vec<_> = calls.iter().filter(|call| !call.contains("--query")).collect();
