@@ -239,23 +239,30 @@ impl<R: Run> Postmaster<R> {
         if fs::read_to_string(&path).ok().as_deref() != Some(&settings.render()) {
             self.replace(&path, settings.render().as_bytes())?;
         }
-        let io = |path: &Path| {
-            let path = path.to_owned();
-            |source| PostmasterError::Io { path, source }
-        };
-        let config_path = fs::canonicalize(&self.config_file).map_err(io(&self.config_file))?;
-        let config = fs::read(&config_path).map_err(io(&config_path))?;
+        let config_path =
+            fs::canonicalize(&self.config_file).map_err(unusable(&self.config_file))?;
+        let config = fs::read(&config_path).map_err(unusable(&config_path))?;
         if let Some(text) = settings::with_include(&config, &path.display().to_string()) {
             self.replace(&config_path, &text)?;
         }
-        let auto_path = self.pgdata.join("postgresql.auto.conf");
-        let auto = match fs::read(&auto_path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
-            read => read.map_err(io(&auto_path))?,
-        };
+        let (auto_path, auto) = self.auto_conf()?;
         match settings::without_owned(&auto, settings) {
             Some(text) => self.replace(&auto_path, &text),
             None => Ok(()),
+        }
+    }
+
+    /// Where `postgresql.auto.conf` tells a recovery to end.
+    pub fn recovery_target(&self) -> Result<Option<String>, PostmasterError> {
+        Ok(settings::recovery_target(&self.auto_conf()?.1))
+    }
+
+    fn auto_conf(&self) -> Result<(PathBuf, Vec<u8>), PostmasterError> {
+        let path = self.pgdata.join("postgresql.auto.conf");
+        match fs::read(&path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok((path, Vec::new())),
+            Err(error) => Err(unusable(&path)(error)),
+            Ok(text) => Ok((path, text)),
         }
     }
 
@@ -267,6 +274,11 @@ impl<R: Run> Postmaster<R> {
     fn data(&self) -> String {
         self.pgdata.display().to_string()
     }
+}
+
+fn unusable(path: &Path) -> impl FnOnce(io::Error) -> PostmasterError + use<> {
+    let path = path.to_owned();
+    |source| PostmasterError::Io { path, source }
 }
 
 fn remove(path: &Path) -> Result<(), PostmasterError> {

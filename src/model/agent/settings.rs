@@ -192,15 +192,32 @@ pub fn with_include(config: &[u8], pgcm_conf: &str) -> Option<Vec<u8>> {
 pub fn without_owned(auto_conf: &[u8], settings: &Settings) -> Option<Vec<u8>> {
     let owned = settings.lines();
     let is_owned = |line: &&[u8]| {
-        // As Postgres reads it: in any case of letters, with or without an equals sign.
-        let line = line.trim_ascii();
-        let ends = |byte: &u8| !byte.is_ascii_alphanumeric() && *byte != b'_';
-        let name = &line[..line.iter().position(ends).unwrap_or(line.len())];
+        let (name, _) = named(line);
         owned.iter().any(|(known, _)| name.eq_ignore_ascii_case(known.as_bytes()))
     };
     lines(auto_conf)
         .any(|line| is_owned(&line))
         .then(|| joined(lines(auto_conf).filter(|line| !is_owned(line))))
+}
+
+/// Where `postgresql.auto.conf` tells a recovery to end: the first such line.
+pub fn recovery_target(auto_conf: &[u8]) -> Option<String> {
+    let is_target = |line: &&[u8]| {
+        let (name, value) = named(line);
+        let value = value.trim_ascii_start();
+        let value = value.strip_prefix(b"=").unwrap_or(value).trim_ascii();
+        let is_one = TARGETS.iter().any(|target| name.eq_ignore_ascii_case(target.as_bytes()));
+        is_one && !value.is_empty() && !value.starts_with(b"''")
+    };
+    let line = lines(auto_conf).find(is_target)?;
+    Some(String::from_utf8_lossy(line.trim_ascii()).into_owned())
+}
+
+/// A line's setting and what follows it. As Postgres reads it: in any case of letters, with or without an equals sign.
+fn named(line: &[u8]) -> (&[u8], &[u8]) {
+    let line = line.trim_ascii();
+    let ends = |byte: &u8| !byte.is_ascii_alphanumeric() && *byte != b'_';
+    line.split_at(line.iter().position(ends).unwrap_or(line.len()))
 }
 
 fn lines(text: &[u8]) -> impl DoubleEndedIterator<Item = &[u8]> {
@@ -275,6 +292,22 @@ mod tests {
         assert_eq!(kept.as_deref(), Some(&b"# Gr\xfc\xdfe\nwork_mem = '8MB'\n"[..]));
         let others = b"work_mem = '8MB'\nprimary_conninfo_x = 1\n";
         assert_eq!(without_owned(others, &without_slots), None);
+    }
+
+    #[test]
+    fn where_a_recovery_is_to_end_is_found() {
+        let found = |line: &str| recovery_target(format!("work_mem = '8MB'\n{line}\n").as_bytes());
+        for line in ["recovery_target_time = '2026-01-01'", "Recovery_Target 'immediate'"] {
+            assert_eq!(found(line).as_deref(), Some(line));
+        }
+        for line in [
+            "recovery_target_lsn = ''",
+            "#recovery_target_lsn = '0/1'",
+            "recovery_target_action = 'promote'",
+            "recovery_target_timeline = 'latest'",
+        ] {
+            assert_eq!(found(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -57,6 +57,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         rejoin::before_start(agent, &control, address).await?;
     }
     validate_all::configured(agent).await?;
+    drop_recovery_target(agent)?;
     agent.postmaster.write_settings(&agent.standby_settings(primary))?;
     agent.postmaster.write_standby_signal()?;
     info!(agent.log, "starting as a standby"; "event" => "agent.start.begin",
@@ -69,6 +70,21 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         show_end(agent, &state).await?;
     }
     Ok(OcfCode::Success)
+}
+
+/// A standby that ended its replay at a target would be promoted without what it received beyond. One that a restore left
+/// behind is switched off; one that an operator recovers to now is not.
+fn drop_recovery_target<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
+    let Some(target) = agent.postmaster.recovery_target()? else { return Ok(()) };
+    if agent.postmaster.has("recovery.signal") {
+        let reason = format!(
+            "recovery.signal and `{target}` are there: end that recovery without Pacemaker, or remove recovery.signal"
+        );
+        return Err(Failure::new(OcfCode::Generic, reason));
+    }
+    warn!(agent.log, "a recovery target that was left behind is switched off";
+        "event" => "agent.start.target", "line" => target);
+    Ok(())
 }
 
 /// Whether the server that runs here as a primary was started past Pacemaker: it comes back as what its history allows.
