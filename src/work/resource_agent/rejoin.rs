@@ -85,11 +85,14 @@ async fn local<R: Run + Clone>(agent: &Agent<R>, control: &ControlData) -> Resul
         return Ok(Local { timeline, last_record: None, was_standby });
     }
     // What a standby has not replayed can be long, and Postgres itself refuses one that cannot follow.
-    let limit =
-        if was_standby { agent.share(3, Duration::from_secs(60)) } else { agent.left() * 2 / 3 };
+    let limit = if control.was_standby() {
+        agent.share(3, Duration::from_secs(60))
+    } else {
+        agent.left() * 2 / 3
+    };
     let start = control.read_from();
     let last_record = match agent.postmaster.last_record(timeline, start, limit).await {
-        Err(PostmasterError::Command(CommandError::TimedOut { .. })) if was_standby => {
+        Err(PostmasterError::Command(CommandError::TimedOut { .. })) if control.was_standby() => {
             warn!(agent.log, "there is too much WAL to find its end in time, going by the timelines alone";
                 "event" => "agent.rejoin.long", "limit_ms" => millis(limit));
             None

@@ -16,7 +16,12 @@ use slog::warn;
 
 use super::context::{Agent, Failure};
 use crate::{
-    edge::{agent_sql::SqlError, command::Run, identity::Identity},
+    edge::{
+        agent_sql::SqlError,
+        command::{CommandError, Run},
+        identity::Identity,
+        postmaster::PostmasterError,
+    },
     error::chain,
     model::agent::{
         cib::Cib,
@@ -131,9 +136,17 @@ async fn usable<R: Run + Clone>(agent: &Agent<R>, place: &Place<'_>) -> Result<(
         let reason = format!("there is no {path}: make it, or set the parameter `{parameter}`");
         return Err(Failure::new(OcfCode::Arguments, reason));
     }
-    let limit = agent.share(6, Duration::from_secs(2));
-    if agent.postmaster.user_may(rights, place.path, limit).await? {
-        return Ok(());
+    let limit = agent.share(6, Duration::from_secs(5));
+    match agent.postmaster.user_may(rights, place.path, limit).await {
+        Ok(true) => return Ok(()),
+        Ok(false) => {}
+        // Postgres will say so if it may not.
+        Err(PostmasterError::Command(error @ CommandError::TimedOut { .. })) => {
+            warn!(agent.log, "cannot find out in time what the user of Postgres may do";
+                "event" => "agent.validate.slow", "path" => %path, "error" => %error);
+            return Ok(());
+        }
+        Err(error) => return Err(error.into()),
     }
     let user = &agent.postmaster.user.name;
     let reason =
