@@ -28,7 +28,8 @@ pub enum AttributeError {
     )]
     TooFewHoldClaims { confirmed: usize, nodes: usize },
     #[error(
-        "{node} is lost and not fenced yet: of two nodes either may go on, so that it may be promoting its standby"
+        "{node} is lost and not fenced yet, and may be promoting its standby; once you know that it is off: \
+         stonith_admin --confirm {node}"
     )]
     NotFenced { node: String },
 }
@@ -173,7 +174,7 @@ impl<R: Run> Attributes<R> {
     ///
     /// # Errors
     /// [`AttributeError::TooFewHoldClaims`] when other nodes do not answer within `limit` each, or
-    /// answer otherwise; [`AttributeError::NotFenced`] of two nodes while the other is lost and may go on.
+    /// answer otherwise; [`AttributeError::NotFenced`] while a node is lost, no other is there, and that one may go on as well.
     pub async fn confirm_claims(&self, own: &str, limit: Duration) -> Result<(), AttributeError> {
         let cib = self.query().await?;
         if let Some(lost) = cib.unfenced_other(own) {

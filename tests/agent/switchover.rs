@@ -86,6 +86,26 @@ fn a_server_that_was_started_past_pacemaker_takes_no_right_of_the_primarys() {
 }
 
 #[test]
+fn a_standby_that_was_promoted_by_hand_takes_no_right_of_the_primarys() {
+    for strict in ["false", "true"] {
+        let mut cluster = Cluster::pair();
+        cluster.parameters.insert("strict", strict.to_owned());
+        cluster.parameters.insert("rewind", "true".to_owned());
+        cluster.sql("pg02", "select pg_promote()");
+        let claim = || cluster.attribute("pg01", "Postgresql-data-status");
+        let score = || cluster.attribute("pg01", "master-Postgresql");
+        let refused = cluster.act("pg02", "monitor").with(8);
+        assert!(refused.stderr.contains("pg01 is the primary"), "{}", refused.stderr);
+        assert_eq!((claim().as_deref(), score().as_deref()), (Some("LATEST"), Some("1000")));
+        cluster.act("pg01", "monitor").with(8);
+        cluster.act("pg02", "demote").with(0);
+        assert_eq!((claim().as_deref(), score().as_deref()), (Some("LATEST"), Some("1000")));
+        cluster.act("pg02", "start").with(0);
+        follows(&cluster, "pg01", "pg02");
+    }
+}
+
+#[test]
 fn where_a_restored_backup_was_to_end_no_standby_ends() {
     let cluster = Cluster::pair();
     cluster.act("pg02", "stop").with(0);
@@ -93,7 +113,14 @@ fn where_a_restored_backup_was_to_end_no_standby_ends() {
     let old = fs::read_to_string(&auto).expect("copied");
     fs::write(&auto, format!("{old}recovery_target_time = '2020-01-01 00:00:00+00'\n"))
         .expect("written");
-    cluster.act("pg02", "start").with(0);
+    // With this file beside it somebody recovers to there.
+    let signal = cluster.data("pg02").join("recovery.signal");
+    fs::write(&signal, "").expect("written");
+    let refused = cluster.act("pg02", "start").with(1);
+    assert!(refused.reason().contains("recovery_target_time = '2020"), "{}", refused.reason());
+    fs::remove_file(signal).expect("removed");
+    let started = cluster.act("pg02", "start").with(0);
+    assert!(started.stderr.contains("agent.start.target"), "{}", started.stderr);
     cluster.settle("pg01", "pg02");
     cluster.sql("pg01", "create table t as select 1 as n");
     cluster.act("pg01", "demote").with(0);

@@ -181,7 +181,7 @@ impl Way {
         match self {
             // On its way is a call that would hold clients, move the primary, or end either.
             Self::Overtaken => {
-                matches!(point.place, Place::Call(_, call, Before) if !["check", "follow"].contains(&call))
+                matches!(point.place, Place::Call(_, call, Before) if !["check", "prepare", "follow"].contains(&call))
             }
             Self::Outlast => point.place == Place::Moving,
             _ => true,

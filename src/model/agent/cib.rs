@@ -167,22 +167,29 @@ impl Cib {
         claiming.next().filter(|_| claiming.next().is_none())
     }
 
-    /// The other one of two nodes, lost and not fenced yet. With Corosync's `two_node` each of the two has quorum alone, and
-    /// that one may be promoting its standby. Where Pacemaker does not fence, nothing is to be waited for.
+    /// A node that is lost and not fenced yet, while `own` sees no other. Where that leaves it quorum, as Corosync's `two_node`
+    /// does, it leaves the lost one quorum, too, and that may be promoting its standby. Where Pacemaker does not
+    /// fence, nothing is to be waited for.
     pub fn unfenced_other(&self, own: &str) -> Option<&Node> {
-        let lost = |node: &&Node| node.name != own && !node.online && node.expected;
-        self.nodes.values().find(lost).filter(|_| self.fences && self.nodes.len() == 2)
+        let mut others = self.nodes.values().filter(|node| node.name != own);
+        if !self.fences || others.clone().any(|node| node.online) {
+            return None;
+        }
+        others.find(|node| node.expected)
     }
 
     /// The primary, where a server of `own` that takes writes, too, is a stale one: started past the agent, by hand or
-    /// by the distribution's own service, or promoted by hand. Whom Pacemaker promoted has a complete claim from
-    /// before its first write, and nobody ends that but its successor.
+    /// by the distribution's own service, or promoted by hand. Whom Pacemaker promoted has a complete claim, and has
+    /// ended that of the primary before, from before its first write.
     pub fn primary_instead_of<'a>(&'a self, own: &str, names: &Names) -> Option<&'a Node> {
-        let claim = self.node(own).and_then(|node| node.data_status(names));
-        if claim.is_some_and(DataStatus::is_complete) {
-            return None;
+        let has_newest = |node: &Node| node.data_status(names) == Some(DataStatus::Latest);
+        match self.node(own).and_then(|node| node.data_status(names)) {
+            Some(DataStatus::Latest) => None,
+            Some(DataStatus::Sync) => {
+                self.primary_other_than(own, names).filter(|primary| has_newest(primary))
+            }
+            _ => self.primary_other_than(own, names),
         }
-        self.primary_other_than(own, names)
     }
 
     /// The online nodes other than `own` of which Pacemaker would promote one: those that share the
@@ -198,6 +205,9 @@ impl Cib {
         candidates.into_iter().filter(|node| node.score(names) == highest).collect()
     }
 }
+
+/// The property by its name, and by the one that newer versions of Pacemaker know as well.
+const FENCING: [&str; 2] = ["stonith-enabled", "fencing-enabled"];
 
 /// Where the reader is in the tree, and what it has gathered.
 #[derive(Default)]
@@ -221,7 +231,7 @@ impl Walk {
         let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
         match path.as_slice() {
             ["cib", "configuration", "crm_config", "cluster_property_set", "nvpair"]
-                if get("name") == "stonith-enabled" =>
+                if FENCING.contains(&get("name").as_str()) =>
             {
                 let off = ["false", "off", "no", "n", "0"];
                 self.fencing_off = off.contains(&get("value").to_lowercase().as_str());
@@ -373,6 +383,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn whoever_takes_writes_beside_the_primary_is_stale() {
+        let names = Names::of("Postgresql");
+        let primary = |data| node("pg01", &[("status", "PRI")], data);
+        let stale = |own, data| {
+            let cib = cib(vec![primary(data), node("pg02", &[("status", "HS:sync")], own)]);
+            cib.primary_instead_of("pg02", &names).is_some()
+        };
+        for own in [None, Some("DISCONNECT"), Some("STREAMING|QUORUM"), Some("STREAMING|SYNC")] {
+            assert!(stale(own, Some("LATEST")), "{own:?}");
+        }
+        // Promoted by Pacemaker, it ended the old one's claim, and keeps its own until its first monitor.
+        assert!(!stale(Some("STREAMING|SYNC"), Some("DISCONNECT")));
+        assert!(!stale(Some("LATEST"), Some("LATEST")), "neither of two yields");
+    }
+
+    #[test]
     fn of_two_nodes_one_that_is_lost_and_not_fenced_may_go_on() {
         let pair = |expected: &str, property: &str| {
             let text = format!(
@@ -392,6 +418,10 @@ pub(super) mod tests {
         // Of three nodes, the majority goes on and nobody else.
         let three = Cib::parse(XML).expect("a CIB");
         assert_eq!(three.unfenced_other("pg01"), None);
+        // One that was taken out and not removed, or a remote one, changes nothing.
+        let mut odd = three.clone();
+        odd.nodes.get_mut("pg02").expect("there").online = false;
+        assert_eq!(odd.unfenced_other("pg01").map(|node| &*node.name), Some("pg03"));
     }
 
     #[test]

@@ -58,8 +58,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(
         joined => joined?,
     };
     if !state.in_recovery {
-        agent.poke(Urgency::Now);
-        return Ok(OcfCode::Success);
+        return already_writes(agent, &cib);
     }
     refuse_if_unfit(agent, &local, &cib, &state).await?;
     let cib = match right(&cib, &agent.node, agent.names()) {
@@ -78,6 +77,17 @@ pub(super) async fn run<R: Run + Clone + 'static>(
     };
     let (promoted, ()) = tokio::join!(until_writable(agent, &local), told);
     promoted?;
+    agent.poke(Urgency::Now);
+    Ok(OcfCode::Success)
+}
+
+/// Nothing is left to do for a primary. A server that was promoted past Pacemaker may lack what others hold: once it is
+/// ended, `start` judges it.
+fn already_writes<R: Run + Clone>(agent: &Agent<R>, cib: &Cib) -> Result<OcfCode, Failure> {
+    if right(cib, &agent.node, agent.names()) != Right::Complete {
+        let reason = "this server takes writes without having been promoted by Pacemaker, and may lack commits";
+        return Err(Failure::new(OcfCode::Generic, reason));
+    }
     agent.poke(Urgency::Now);
     Ok(OcfCode::Success)
 }
