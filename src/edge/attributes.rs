@@ -174,7 +174,8 @@ impl<R: Run> Attributes<R> {
     ///
     /// # Errors
     /// [`AttributeError::TooFewHoldClaims`] when other nodes do not answer within `limit` each, or
-    /// answer otherwise; [`AttributeError::NotFenced`] while a node is lost, no other is there, and that one may go on as well.
+    /// answer otherwise; [`AttributeError::NotFenced`] while a node is lost, no other is there, and that one may
+    /// go on as well.
     pub async fn confirm_claims(&self, own: &str, limit: Duration) -> Result<(), AttributeError> {
         let cib = self.query().await?;
         if let Some(lost) = cib.unfenced_other(own) {

@@ -167,9 +167,9 @@ impl Cib {
         claiming.next().filter(|_| claiming.next().is_none())
     }
 
-    /// A node that is lost and not fenced yet, while `own` sees no other. Where that leaves it quorum, as Corosync's `two_node`
-    /// does, it leaves the lost one quorum, too, and that may be promoting its standby. Where Pacemaker does not
-    /// fence, nothing is to be waited for.
+    /// A node that is lost and not fenced yet, while `own` sees no other. Where that leaves `own` quorum, as
+    /// Corosync's `two_node` does, it leaves the lost one quorum, too, and that may be promoting its standby.
+    /// Where Pacemaker does not fence, nothing is to be waited for.
     pub fn unfenced_other(&self, own: &str) -> Option<&Node> {
         let mut others = self.nodes.values().filter(|node| node.name != own);
         if !self.fences || others.clone().any(|node| node.online) {

@@ -48,6 +48,7 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     let primary = cib.primary_other_than(&agent.node, agent.names());
     let upstream = primary.and_then(|node| node.address(agent.names()));
     let control = data::control(agent, upstream).await?;
+    refuse_recovery(agent)?;
     agent.postmaster.remove_stale_locks()?;
     let files = own_files(agent, &control);
     let rewound = rewind::resume(agent, &control, upstream).await?;
@@ -57,7 +58,6 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
         rejoin::before_start(agent, &control, address).await?;
     }
     validate_all::configured(agent).await?;
-    drop_recovery_target(agent)?;
     agent.postmaster.write_settings(&agent.standby_settings(primary))?;
     agent.postmaster.write_standby_signal()?;
     info!(agent.log, "starting as a standby"; "event" => "agent.start.begin",
@@ -72,9 +72,9 @@ pub(super) async fn run<R: Run + Clone + 'static>(agent: &Agent<R>) -> Result<Oc
     Ok(OcfCode::Success)
 }
 
-/// A standby that ended its replay at a target would be promoted without what it received beyond. One that a restore left
-/// behind is switched off; one that an operator recovers to now is not.
-fn drop_recovery_target<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
+/// A standby that ended its replay at a target would be promoted without what it received beyond. A target that a restore
+/// left behind is switched off; where an operator recovers to one now, nothing is touched.
+fn refuse_recovery<R: Run + Clone>(agent: &Agent<R>) -> Result<(), Failure> {
     let Some(target) = agent.postmaster.recovery_target()? else { return Ok(()) };
     if agent.postmaster.has("recovery.signal") {
         let reason = format!(
