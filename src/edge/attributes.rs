@@ -6,7 +6,8 @@ use tokio::time::Instant;
 
 use super::command::{Call, CommandError, Output, Run};
 use crate::model::agent::{
-    cib::{Cib, CibError, Names},
+    cib::{Cib, Names},
+    cib_xml::CibError,
     claim::{DataStatus, Score},
     quorum::QuorumClaim,
 };

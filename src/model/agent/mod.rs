@@ -1,6 +1,6 @@
 //! The resource agent's facts and decisions.
 //!
-//! The environment becomes [`parameters`], the cluster's XML becomes [`cib`], the server's files
+//! The environment becomes [`parameters`], the cluster's XML ([`cib_xml`]) becomes [`cib`], the server's files
 //! become [`control_data`] and [`pid_file`]. From these follow the promotion scores ([`election`]),
 //! the steps that keep the synchronous standbys ([`sync_plan`]) and the replication slots ([`slots`]),
 //! who is elected among a quorum ([`quorum_election`]), whether a node may come back as it is
@@ -9,6 +9,7 @@
 
 pub mod backup;
 pub mod cib;
+pub mod cib_xml;
 pub mod claim;
 pub mod code;
 pub mod condition;
