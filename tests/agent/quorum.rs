@@ -188,6 +188,17 @@ fn a_switchover_with_all_members_changes_no_attribute_before_the_promotion() {
 }
 
 #[test]
+fn a_member_that_was_promoted_by_hand_is_not_taken_for_promoted() {
+    let cluster = three();
+    cluster.sql("pg02", "select pg_promote()");
+    cluster.crash("pg01");
+    let refused = cluster.act("pg02", "promote").with(1);
+    assert!(refused.reason().contains("without having been promoted"), "{}", refused.reason());
+    let claim = cluster.attribute("pg02", "Postgresql-data-status");
+    assert_eq!(claim.as_deref(), Some("STREAMING|QUORUM"));
+}
+
+#[test]
 fn after_all_nodes_restarted_claims_decide_and_members_are_elected() {
     let cluster = three();
     lost_with_pg03_behind(&cluster);

@@ -207,11 +207,13 @@ mod tests {
             let cib = Cib::parse(&text).expect("a CIB");
             cib.unfenced_other("pg01").map(|node| node.name.clone())
         };
-        let set = |value| format!("<nvpair id=\"s\" name=\"stonith-enabled\" value=\"{value}\"/>");
+        let named = |name, value| format!("<nvpair id=\"s\" name=\"{name}\" value=\"{value}\"/>");
+        let set = |value| named("stonith-enabled", value);
         assert_eq!(pair("member", "").as_deref(), Some("pg02"));
         assert_eq!(pair("member", &set("true")).as_deref(), Some("pg02"));
         assert_eq!(pair("down", &set("true")), None);
         assert_eq!(pair("member", &set("False")), None);
+        assert_eq!(pair("member", &named("fencing-enabled", "no")), None);
         // Of three nodes, the majority goes on and nobody else.
         let three = Cib::parse(XML).expect("a CIB");
         assert_eq!(three.unfenced_other("pg01"), None);

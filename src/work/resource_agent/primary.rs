@@ -121,7 +121,7 @@ pub(super) async fn keep_role<R: Run + Clone>(agent: &Agent<R>) {
 
 /// A server that takes writes beside the primary. Nothing is told of it: Pacemaker finds it promoted where it is not to
 /// be, and demotes it.
-pub(super) fn stale(primary: &str) -> Failure {
+fn stale(primary: &str) -> Failure {
     let reason = format!(
         "{primary} is the primary, and this server takes writes without having been promoted: was it started, or \
          promoted, past Pacemaker?"

@@ -135,12 +135,10 @@ async fn take_over_claims<R: Run + Clone>(
     ends: &Revocation,
 ) -> Result<(), Failure> {
     let own = cib.node(&agent.node).and_then(|node| node.data_status(agent.names()));
-    let own = async {
-        if own.is_some_and(DataStatus::is_complete) {
-            return Ok(());
-        }
-        agent.attributes.set_data_status(&agent.node, DataStatus::Latest).await
-    };
+    if !own.is_some_and(DataStatus::is_complete) {
+        // First: should this node die on the way, somebody has a claim all the time.
+        agent.attributes.set_data_status(&agent.node, DataStatus::Latest).await?;
+    }
     let lost = ends.data_statuses.iter().map(|node| (node.clone(), DataStatus::Disconnected));
     let lost: Vec<_> = lost.collect();
     let quorums = async {
@@ -149,9 +147,7 @@ async fn take_over_claims<R: Run + Clone>(
         }
         Ok(())
     };
-    // First the own one: should this node die on the way, somebody has a claim all the time. Until the promotion
-    // begins all of them are true, so that the order of the others does not matter.
-    own.await?;
+    // Until the promotion begins all claims are true, so that the order of these does not matter.
     tokio::try_join!(agent.attributes.set_data_statuses(&lost), quorums)?;
     Ok(())
 }
