@@ -224,6 +224,18 @@ impl Director {
         self.state.lock().unwrap().primary
     }
 
+    /// Waits until somebody is promoted.
+    pub(crate) async fn promotes(&self, limit: Duration) -> Result<(), String> {
+        let until = Instant::now() + limit;
+        while self.primary().is_none() {
+            if Instant::now() > until {
+                return Err(format!("nobody is promoted within {limit:?}"));
+            }
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
     /// Holds the next move between demotion and promotion.
     pub(crate) fn hold(&self) -> Arc<Snare> {
         let snare = Snare::set();

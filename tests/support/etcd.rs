@@ -71,6 +71,12 @@ impl EtcdServer {
             &peer,
             "--initial-cluster",
             &members,
+            // A lone member that starts again elects itself after one to two such timeouts; a second, as it is
+            // unless told otherwise, is most of what a test's limits leave.
+            "--heartbeat-interval",
+            "20",
+            "--election-timeout",
+            "200",
             // Of a test that logs in: as little work as there can be.
             "--bcrypt-cost",
             "4",

@@ -28,7 +28,7 @@ pub fn settings(dir: &Path, port: u16, extra: &str) -> String {
     format!(
         "[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\nunix_socket_dir = {dir}\n\
          auth_type = trust\nauth_file = {dir}/users\nadmin_users = pgbouncer\n\
-         pool_mode = transaction\nserver_login_retry = 1\nlogfile = {dir}/log\n{extra}\n"
+         pool_mode = transaction\nserver_login_retry = 0.2\nlogfile = {dir}/log\n{extra}\n"
     )
 }
 
