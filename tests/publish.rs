@@ -78,6 +78,26 @@ async fn a_lower_timeline_never_overwrites() {
 }
 
 #[tokio::test]
+async fn the_remedy_for_a_refused_look_lets_it_publish_and_takes_nothing_else() {
+    let mut stage = stage().await;
+    stage.published().await;
+    stage.put("/failover", "{}").await;
+    stage.put("/history/1", "{}").await;
+    stage.scene.set(|world| world.facts.system_identifier = "8".to_owned());
+    stage.outcome("the look is refused", |outcome| matches!(outcome, Outcome::Refused(_))).await;
+    let Outcome::Refused(refused) = stage.latest.borrow().outcome.clone() else { unreachable!() };
+    let remedy = refused.remedy("/postgres");
+    let (_, command) = remedy.split_once("run: etcdctl ").expect("a command");
+    stage.server.etcdctl(command);
+    let ours = || async { stage.value(CLUSTER).await.is_some_and(|view| view.contains("\"8\"")) };
+    eventually(SOON, "the cluster made anew is published", ours).await;
+    stage.published().await;
+    for key in ["/failover", "/history/1"] {
+        assert!(stage.value(key).await.is_some(), "{key} is gone");
+    }
+}
+
+#[tokio::test]
 async fn without_quorum_nothing_is_published() {
     let mut stage = stage().await;
     stage.published().await;

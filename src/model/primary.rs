@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use super::{
-    cluster::{ClusterView, Primary, Standby},
+    cluster::{CLUSTER, ClusterView, Primary, Standby},
     crm_mon::PacemakerView,
 };
 
@@ -163,6 +163,20 @@ pub enum Refused {
     SameTimeline { node: String, timeline: u32 },
     #[error("etcd describes another cluster (system identifier {stored}, this node's is {ours})")]
     OtherCluster { stored: String, ours: String },
+}
+
+impl Refused {
+    /// What to do about it. The command removes the view below etcd's `namespace` and nothing else: given two
+    /// keys, etcdctl would delete all that lie between.
+    pub fn remedy(&self, namespace: &str) -> String {
+        let when = match self {
+            Self::OtherCluster { .. } => "if this cluster was made anew or upgraded",
+            Self::Backwards { .. } | Self::SameTimeline { .. } => {
+                "find out which node has the data; if it is this one"
+            }
+        };
+        format!("{when}, run: etcdctl del {namespace}{CLUSTER}")
+    }
 }
 
 /// Whether `ours` may replace `stored`: the published primary never goes backwards.

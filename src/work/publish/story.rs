@@ -3,7 +3,6 @@
 use slog::{Logger, error, info, warn};
 
 use super::latest::{Latest, Outcome};
-use crate::model::primary::Refused;
 
 /// Remembers what was told last.
 #[derive(Default)]
@@ -64,7 +63,7 @@ impl Story {
             Outcome::Refused(refused) => error!(log,
                 "what etcd says must not be replaced by what this node sees";
                 "event" => "publish.primary.refuse", "reason" => %refused,
-                "remedy" => remedy(refused, namespace)),
+                "remedy" => refused.remedy(namespace)),
             _ => {}
         }
         // A refresh is no news, and neither is that nothing had to be written after it.
@@ -85,17 +84,5 @@ impl Story {
                 "address" => %view.primary.address, "timeline" => view.primary.timeline);
             self.primary = Some(now);
         }
-    }
-}
-
-fn remedy(refused: &Refused, namespace: &str) -> String {
-    match refused {
-        Refused::OtherCluster { .. } => format!(
-            "if this cluster was made anew, run: etcdctl del {namespace}/cluster {namespace}/master"
-        ),
-        Refused::Backwards { .. } | Refused::SameTimeline { .. } => format!(
-            "find out which node has the data; if it is this one, run: \
-             etcdctl del {namespace}/cluster {namespace}/master"
-        ),
     }
 }
