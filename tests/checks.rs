@@ -69,11 +69,22 @@ fn checks_with(
     server: &Server,
     scene: Scene,
 ) -> SuperviseChecks<Scene> {
+    checks_as("postgres", etcd, node, server, scene)
+}
+
+/// The same, where supervise logs in to Postgres as `user`.
+fn checks_as(
+    user: &str,
+    etcd: Arc<Etcd>,
+    node: &str,
+    server: &Server,
+    scene: Scene,
+) -> SuperviseChecks<Scene> {
     let options = PacemakerOptions { resource: "Postgresql".to_owned(), limit: LIMIT };
     let postgres = Postgres::new(PostgresOptions {
         socket_dir: server.socket_dir().to_owned(),
         port: server.port,
-        user: "postgres".to_owned(),
+        user: user.to_owned(),
         database: "postgres".to_owned(),
         query_timeout: LIMIT,
     });
@@ -407,4 +418,20 @@ async fn a_postgres_that_does_not_answer_refuses_on_the_primary_and_is_told_else
         assert!(told(&found, "postgres", severity, words), "{node}: {found:?}");
     }
     server.signal(Signal::SIGCONT);
+}
+
+#[tokio::test]
+async fn a_postgres_that_answers_by_half_refuses_on_the_primary_and_is_told_elsewhere() {
+    let server = start_postgres().await;
+    let session = connect(server.port, "postgres").await.unwrap();
+    // Whoever is no superuser may not ask for `data_directory`.
+    session.simple_query("CREATE ROLE plain LOGIN").await.unwrap();
+    for (node, severity) in [("pg01", Refuse), ("pg02", Warn)] {
+        let nobody = client("http://127.0.0.1:1", "/postgres");
+        let checks = checks_as("plain", nobody, node, &server, scene(HEALTHY, &[]));
+        let found = checks.findings(&terms("pg03")).await;
+        assert!(told(&found, "postgres", severity, "data_directory"), "{node}: {found:?}");
+        let refused = found.iter().any(|f| f.check == "postgres" && f.severity == Refuse);
+        assert_eq!(refused, severity == Refuse, "{node}: {found:?}");
+    }
 }

@@ -87,6 +87,22 @@ const PACEMAKER: &[Case] = &[
         )],
     },
     Case {
+        at: "PRIMARY",
+        provoke: "cibadmin --modify --allow-create --scope constraints --xml-text \"<rsc_location id='mine' \
+                  rsc='msPostgresql'><rule id='mine-rule' role='Promoted' score='5000'><expression id='mine-node' \
+                  attribute='#uname' operation='eq' value='PRIMARY'/></rule></rsc_location>\"",
+        put_back: "cibadmin --delete --xpath \"//rsc_location[@id='mine']\"",
+        args: &[],
+        found: &[(
+            "constraints",
+            "refuse",
+            &[
+                "constraint mine wants the primary on PRIMARY, not on SYNC",
+                "cibadmin --delete --xpath \"//rsc_location[@id='mine']\"",
+            ],
+        )],
+    },
+    Case {
         at: "OTHER",
         provoke: "kill -9 $(head -1 /var/lib/postgresql/*/main/postmaster.pid)",
         put_back: "crm_resource --cleanup --node OTHER",

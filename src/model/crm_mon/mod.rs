@@ -198,6 +198,16 @@ impl PacemakerView {
         }
     }
 
+    /// By how much the primary's promotion score exceeds that of `other`: what moves the role to another node despite it.
+    /// A primary leads by one at least.
+    pub fn lead(&self, resource: &str, other: &str) -> i64 {
+        let attribute = format!("master-{resource}");
+        let of = |name: &str| Some(score(self.node(name)?.attributes.get(&attribute)?));
+        let primary = self.promoted().first().and_then(|name| of(name));
+        let lead = primary.zip(of(other)).map(|(own, other)| own.saturating_sub(other));
+        lead.unwrap_or(1).max(1)
+    }
+
     /// The name that this Pacemaker prefers for the promoted role: `Master` before 2.1.
     pub fn promoted_role_name(&self) -> &'static str {
         let mut parts = self.version.split(['.', '-']).map(|part| part.parse::<u32>().ok());
@@ -220,7 +230,7 @@ pub enum Without {
 }
 
 /// A score as Pacemaker writes it; one that cannot be read counts as none.
-fn score(text: &str) -> i64 {
+pub(super) fn score(text: &str) -> i64 {
     match text {
         "INFINITY" | "+INFINITY" => i64::MAX,
         "-INFINITY" => i64::MIN,

@@ -5,7 +5,7 @@ use crate::{
     model::{
         crm_mon::{FenceEvent, PacemakerView},
         finding::Finding,
-        location::Location,
+        location::{Location, Preference},
     },
 };
 
@@ -181,6 +181,38 @@ pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Fin
         .collect()
 }
 
+/// Constraints that somebody configured and that work against a move to `target`: Pacemaker would not begin it, or move
+/// the role away again as soon as the one of the move goes, while nobody holds clients.
+pub(super) fn preferences(
+    view: &PacemakerView,
+    resource: &str,
+    found: &[Location],
+    target: &str,
+) -> Vec<Finding> {
+    let lead = view.lead(resource, target);
+    let mut findings = Vec::new();
+    for location in found.iter().filter(|location| !location.is_leftover()) {
+        for Preference { node, score } in &location.promoted {
+            let id = &location.id;
+            let does = if node == target && *score == i64::MIN {
+                format!("keeps the primary away from {node}, where it would move to")
+            } else if node != target && *score >= lead {
+                format!(
+                    "wants the primary on {node}, not on {target}: Pacemaker would move it back, or not at all"
+                )
+            } else {
+                continue;
+            };
+            let message = format!(
+                "constraint {id} {does}; lower its score, or run: cibadmin --delete --xpath \
+                 \"//rsc_location[@id='{id}']\""
+            );
+            findings.push(Finding::refuse("constraints", message));
+        }
+    }
+    findings
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,11 +322,34 @@ mod tests {
     }
 
     #[test]
+    fn what_works_against_the_move_refuses() {
+        let told = |id: &str, node: &str, score: i64| {
+            let location = Location {
+                id: id.to_owned(),
+                resource: "msPostgresql".to_owned(),
+                until: None,
+                promoted: vec![Preference { node: node.to_owned(), score }],
+            };
+            let found = preferences(&edited(|_| {}), "Postgresql", &[location], "pg02");
+            found.into_iter().map(|finding| finding.message).collect::<String>()
+        };
+        // pg01 has 1000, pg02 100.
+        assert!(told("mine", "pg01", 900).contains("wants the primary on pg01, not on pg02"));
+        assert!(told("mine", "pg03", i64::MAX).contains("[@id='mine']"));
+        assert!(told("mine", "pg02", i64::MIN).contains("keeps the primary away from pg02"));
+        for (node, score) in [("pg01", 899), ("pg02", i64::MAX), ("pg01", i64::MIN), ("pg02", -5)] {
+            assert_eq!(told("mine", node, score), "", "{node} {score}");
+        }
+        assert_eq!(told("pgcm-move-msPostgresql", "pg01", i64::MAX), "");
+    }
+
+    #[test]
     fn a_ban_by_hand_refuses_and_a_leftover_of_ours_warns() {
         let location = |id: &str| Location {
             id: id.to_owned(),
             resource: "msPostgresql".to_owned(),
             until: None,
+            promoted: Vec::new(),
         };
         let found = locations(Ok(vec![
             location("cli-ban-msPostgresql-on-pg01"),

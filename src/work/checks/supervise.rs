@@ -74,6 +74,10 @@ impl<R: Run> SuperviseChecks<R> {
                 findings.extend(pacemaker::maintenance(&view, self.pacemaker.resource()));
                 findings.extend(pacemaker::cluster(&view));
                 let (locations, dc) = tokio::join!(self.pacemaker.locations(&view), self.dc(&view));
+                if let (Ok(found), Ok(Some(target))) = (&locations, self.target(terms).await) {
+                    let resource = self.pacemaker.resource();
+                    findings.extend(pacemaker::preferences(&view, resource, found, &target));
+                }
                 findings.extend(pacemaker::locations(locations));
                 findings.extend(dc);
                 match &facts {
@@ -112,7 +116,10 @@ impl<R: Run> SuperviseChecks<R> {
             self.postgres.logical_slots(),
             self.disk(true)
         );
-        findings.extend(disk);
+        match disk {
+            Ok(disk) => findings.extend(disk),
+            Err(error) => findings.push(self.silent(&error)),
+        }
         match walsenders {
             Ok(walsenders) => findings.extend(judge::walsenders(view, &walsenders)),
             Err(error) => findings.push(self.silent(&error)),
@@ -146,27 +153,22 @@ impl<R: Run> SuperviseChecks<R> {
         terms: &Terms,
     ) -> Vec<Finding> {
         if let Err(error) = facts {
-            // The primary refuses when this is the standby that it would move to.
-            return vec![Finding { severity: Severity::Warn, ..self.silent(error) }];
+            return vec![self.silent_elsewhere(error)];
         }
         let is_target = self.is_target(terms).await;
-        let (delays, mut findings) = tokio::join!(self.postgres.delays(), self.disk(is_target));
+        let (delays, disk) = tokio::join!(self.postgres.delays(), self.disk(is_target));
+        let mut findings = disk.unwrap_or_else(|error| vec![self.silent_elsewhere(&error)]);
         match delays {
             Ok(delays) => findings.extend(judge::delays_of(&self.node, &delays, is_target)),
-            Err(error) => {
-                findings.push(Finding { severity: Severity::Warn, ..self.silent(&error) });
-            }
+            Err(error) => findings.push(self.silent_elsewhere(&error)),
         }
         findings
     }
 
     /// Whether the file systems of PGDATA and its WAL have room. `is_needed`: the primary is here, or
     /// would move here.
-    async fn disk(&self, is_needed: bool) -> Vec<Finding> {
-        let data = match self.postgres.data_directory().await {
-            Ok(data) => data,
-            Err(error) => return vec![self.silent(&error)],
-        };
+    async fn disk(&self, is_needed: bool) -> Result<Vec<Finding>, PostgresError> {
+        let data = self.postgres.data_directory().await?;
         let mut seen = Vec::new();
         let mut findings = Vec::new();
         for place in [data.clone(), data.join("pg_wal")] {
@@ -184,19 +186,26 @@ impl<R: Run> SuperviseChecks<R> {
                 }
             }
         }
-        findings
+        Ok(findings)
     }
 
     /// Whether the primary would move here. It may, when etcd does not say: a check that refuses there
     /// must not become a warning.
     async fn is_target(&self, terms: &Terms) -> bool {
-        if let Some(target) = &terms.target {
-            return *target == self.node;
+        match self.target(terms).await {
+            Ok(target) => target.is_some_and(|target| target == self.node),
+            Err(_) => true,
         }
-        let Ok(published) = self.published().await else { return true };
-        published.is_some_and(|view| {
-            view.synchronous_standby().is_some_and(|standby| standby.name == self.node)
-        })
+    }
+
+    /// Where the primary would move.
+    async fn target(&self, terms: &Terms) -> Result<Option<String>, EtcdError> {
+        if let Some(target) = &terms.target {
+            return Ok(Some(target.clone()));
+        }
+        let published = self.published().await?;
+        let standby = published.as_ref().and_then(ClusterView::synchronous_standby);
+        Ok(standby.map(|standby| standby.name.clone()))
     }
 
     async fn published(&self) -> Result<Option<ClusterView>, EtcdError> {
@@ -207,6 +216,11 @@ impl<R: Run> SuperviseChecks<R> {
     fn silent(&self, error: &PostgresError) -> Finding {
         let words = self.told(&chain(error).to_string());
         Finding::refuse("postgres", format!("{words}; look at the log of Postgres there"))
+    }
+
+    /// Of a standby: the primary refuses when this is the one that it would move to.
+    fn silent_elsewhere(&self, error: &PostgresError) -> Finding {
+        Finding { severity: Severity::Warn, ..self.silent(error) }
     }
 
     fn told(&self, what: &str) -> String {
