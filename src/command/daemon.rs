@@ -16,6 +16,7 @@ use crate::{
     model::registration::{AgentKind, Registration},
     work::{
         api::{self, Api, ApiError, ApiOptions, Parts},
+        checks::namesake::WithNamesake,
         fence::SharedGate,
         follow::Follower,
         join::Joining,
@@ -127,7 +128,7 @@ impl Daemon {
         &mut self,
         config: &Config,
         listen: SocketAddr,
-        parts: Parts,
+        mut parts: Parts,
     ) -> Result<(), DaemonError> {
         let Identity { name, address } = self.identity.clone();
         let listener = api::bind(listen, self.token.is_some(), &self.log).await?;
@@ -143,13 +144,15 @@ impl Daemon {
         if let Some((pauser, follower)) = parts.pauser.clone().zip(parts.follower.clone()) {
             self.join(pauser, follower, registration.clone()).await;
         }
+        let ttl = config.api.registration_ttl.get();
+        let (namesake, seen) = watch::channel(None);
+        parts.checks = Arc::new(WithNamesake::new(parts.checks, registration.clone(), seen, ttl));
         let options = ApiOptions { host: name, kind: self.kind, token: self.token.clone() };
         let api = Api::new(options, parts, self.log.clone());
         let (stop, log) = (self.stop.clone(), self.log.clone());
         self.spawn("api", api::run(listener, api, stop, log));
-        let ttl = config.api.registration_ttl.get();
         let (etcd, stop, log) = (Arc::clone(&self.etcd), self.stop.clone(), self.log.clone());
-        self.spawn("registration", register::run(etcd, registration, ttl, stop, log));
+        self.spawn("registration", register::run(etcd, registration, ttl, namesake, stop, log));
         Ok(())
     }
 

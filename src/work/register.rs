@@ -1,28 +1,34 @@
 //! Keeps this agent's registration in etcd, under a lease.
 
-use std::{sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use slog::{Logger, debug, info, warn};
+use tokio::{sync::watch, time::Instant};
 
 use super::shutdown::Stop;
 use crate::{
-    edge::etcd::{Etcd, EtcdError, Put},
+    edge::etcd::{Entry, Etcd, EtcdError, Put},
     error::chain,
     model::registration::Registration,
 };
 
+/// Another living agent that was seen to be registered under this one's name: where its API is, and when that was.
+pub type Namesake = Option<(SocketAddr, Instant)>;
+
 /// Registers `registration`, renews it every third of `ttl`, makes it again when it or its lease is
 /// gone, and removes it at `stop`.
 ///
-/// etcd being away is waited for: the registration is back one third of `ttl` after etcd is.
+/// etcd being away is waited for: the registration is back one third of `ttl` after etcd is. Two agents of one name
+/// replace each other's all the time, and so each tells `namesake` of the other.
 pub async fn run(
     etcd: Arc<Etcd>,
     registration: Registration,
     ttl: Duration,
+    namesake: watch::Sender<Namesake>,
     mut stop: Stop,
     log: Logger,
 ) {
-    let mut keeper = Keeper { etcd, registration, ttl, lease: None, trouble: None, log };
+    let mut keeper = Keeper { etcd, registration, ttl, lease: None, trouble: None, namesake, log };
     while !stop.is_set() {
         keeper.keep().await;
         tokio::select! {
@@ -40,6 +46,7 @@ struct Keeper {
     lease: Option<i64>,
     /// Trouble that was logged last.
     trouble: Option<String>,
+    namesake: watch::Sender<Namesake>,
     log: Logger,
 }
 
@@ -79,7 +86,8 @@ impl Keeper {
             if found.lease == lease && found.value == value {
                 return Ok(());
             }
-            if found.lease != lease && !self.is_mine(&found.value) {
+            if let Some(api) = self.other(found).filter(|_| found.lease != lease) {
+                self.namesake.send_replace(Some((api, Instant::now())));
                 warn!(self.log, "another agent is registered under this name; give every machine \
                     its own [node] name"; "event" => "register.name.clash", "key" => &key,
                     "value" => &found.value);
@@ -91,10 +99,10 @@ impl Keeper {
         Ok(())
     }
 
-    /// Whether a value is an earlier life of this agent.
-    fn is_mine(&self, value: &str) -> bool {
-        serde_json::from_str::<Registration>(value)
-            .is_ok_and(|other| other.api == self.registration.api)
+    /// Where the agent of that entry is, unless it is an earlier life of this one.
+    fn other(&self, found: &Entry) -> Option<SocketAddr> {
+        let other: Registration = serde_json::from_str(&found.value).ok()?;
+        Some(other.api).filter(|api| *api != self.registration.api)
     }
 
     async fn leave(self) {

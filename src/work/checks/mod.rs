@@ -1,6 +1,7 @@
 //! What stands in the way of a planned failover, agent by agent.
 
 mod judge;
+pub mod namesake;
 mod pacemaker;
 pub mod pgbouncer;
 pub mod proxy;
