@@ -5,6 +5,7 @@ mod support;
 use std::{sync::Arc, time::Duration};
 
 use pgcm::{
+    model::location::MoveRule,
     telemetry::log::discard,
     work::{
         mover::{MoveError, Mover, PATIENCE},
@@ -93,8 +94,49 @@ async fn a_move_that_does_not_happen_says_what_was_seen() {
     let error = mover(&stage).migrate("a1", None, limit, SOON).await.expect_err("nobody moves");
     assert!(matches!(error, MoveError::TimedOut { .. }), "{error}");
     assert!(error.to_string().contains("etcd still names pg01 on timeline 3"), "{error}");
-    let settled = mover(&stage).settle(SOON).await.expect("pg01 is still primary");
+}
+
+#[tokio::test]
+async fn nobody_is_called_primary_while_a_request_stands_that_takes_the_role_away() {
+    let stage = stage().await;
+    stage.published().await;
+    stage.scene.set(|world| world.modify_takes = Duration::from_millis(300));
+    let mover = mover(&stage);
+    let brief = Duration::from_millis(600);
+    let moving = Box::pin(mover.migrate("a1", None, brief, Duration::from_secs(60)));
+    let settling = async {
+        let asking = || async { stage.scene.calls("--modify") == 1 };
+        eventually(SOON, "cibadmin is under way", asking).await;
+        mover.settle("a1", brief).await
+    };
+    let (moved, settled) = tokio::join!(moving, Box::pin(settling));
+    moved.expect_err("nobody moves");
+    let error = settled.expect_err("pg01 is about to lose the role").to_string();
+    assert!(error.contains("still asked to move the role to pg02"), "{error}");
+
+    assert!(mover.unmigrate("a1", || true).await.expect("removed"));
+    let settled = mover.settle("a1", SOON).await.expect("pg01 is still primary");
     assert_eq!(settled.name, "pg01");
+    // Neither one that leads here nor one that has expired takes it away.
+    let lead = |node: &str, until: &str| {
+        let rule = MoveRule { clone: "msPostgresql", role: "Promoted", target: node, until };
+        stage.scene.set(|world| world.constraints = vec![rule.xml()]);
+    };
+    for (node, until) in [("pg01", "2999-01-01T00:00:00Z"), ("pg02", "2001-01-01T00:00:00Z")] {
+        lead(node, until);
+        assert_eq!(mover.settle("a1", SOON).await.expect(node).name, "pg01");
+    }
+}
+
+#[tokio::test]
+async fn what_arrives_after_its_attempt_asked_who_is_primary_begins_no_move() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    assert_eq!(mover.settle("a1", SOON).await.expect("settled").name, "pg01");
+    let error = mover.migrate("a1", None, SOON, SOON).await.expect_err("withdrawn");
+    assert!(matches!(error, MoveError::Withdrawn { .. }), "{error}");
+    assert_eq!(stage.scene.calls("--modify"), 0);
 }
 
 #[tokio::test]

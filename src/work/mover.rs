@@ -27,6 +27,7 @@ use crate::{
         attempt::{Attempt, LOCK},
         cluster::{ClusterView, Primary},
         crm_mon::{PacemakerView, Without},
+        location::Location,
         successor::{self, NoSuccessor},
     },
     work::publish::CLUSTER,
@@ -217,16 +218,19 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         }
     }
 
-    /// Waits until one node is primary for Pacemaker, published, and takes writes, whichever it is.
+    /// Waits until one node is primary for Pacemaker, published, and takes writes, whichever it is, and no request of
+    /// pgcm stands that would move the role away from it.
     ///
-    /// Call it after [`Self::unmigrate`]: a request that still stands may move the role again.
+    /// From this call on no move of `attempt` begins here; one whose request to Pacemaker is under way is waited for.
     ///
     /// # Errors
     /// [`MoveError::TimedOut`] when that was not the case within `limit`; it says what was seen.
-    pub async fn settle(&self, limit: Duration) -> Result<Primary, MoveError> {
+    pub async fn settle(&self, attempt: &str, limit: Duration) -> Result<Primary, MoveError> {
+        self.withdraw(attempt);
         let mut seen = "nothing was seen".to_owned();
         let wake = Notify::new();
         let search = async {
+            drop(self.turn.lock().await);
             loop {
                 match self.settled().await {
                     Ok(primary) => return primary,
@@ -258,7 +262,18 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
                 return Err(format!("{promoted} is promoted but does not take writes yet"));
             }
         }
-        Ok(primary)
+        let standing = self.pacemaker.locations(&view).await.map_err(|error| error.in_full())?;
+        match standing.iter().find_map(|location| led_away_to(location, &promoted)) {
+            Some(node) => Err(format!(
+                "{promoted} is promoted, and Pacemaker still asked to move the role to {node}"
+            )),
+            None => Ok(primary),
+        }
+    }
+
+    fn withdraw(&self, attempt: &str) {
+        let withdrawn = Some(attempt.to_owned());
+        *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner) = withdrawn;
     }
 
     /// Takes back the request to Pacemaker, as soon as that does not undo the move; returns whether there was
@@ -275,8 +290,7 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
         attempt: &str,
         is_newest: impl Fn() -> bool + Send,
     ) -> Result<bool, MoveError> {
-        let withdrawn = Some(attempt.to_owned());
-        *self.withdrawn.lock().unwrap_or_else(PoisonError::into_inner) = withdrawn;
+        self.withdraw(attempt);
         self.until_role_stays(attempt).await?;
         let _turn = self.turn.lock().await;
         if !is_newest() {
@@ -361,6 +375,13 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
             Err(error) => format!("{seen}; {}", error.in_full()),
         }
     }
+}
+
+/// The node that `location`, if it is a request of pgcm that counts, moves the role to from `promoted`.
+fn led_away_to<'a>(location: &'a Location, promoted: &str) -> Option<&'a str> {
+    let past = location.until.as_deref().and_then(clock::is_past).unwrap_or(false);
+    let target = location.promoted.iter().find(|preference| preference.node != promoted)?;
+    (location.is_ours() && !past).then_some(target.node.as_str())
 }
 
 /// Returns when it is time for another look.

@@ -232,8 +232,9 @@ impl pb::agent_server::Agent for Api {
         let limit = argument::span("timeout_ms", body.timeout_ms)?;
         self.fence_letting_go(&claim)?;
         let mover = part(&self.parts.mover, "Pacemaker to ask for the primary")?;
+        let attempt = claim.attempt.clone();
         self.carry_out("settle", claim, limit + GRACE, async move {
-            mover.settle(limit).await.map(moved).map_err(|error| answer::failed(&error))
+            mover.settle(&attempt, limit).await.map(moved).map_err(|error| answer::failed(&error))
         })
         .await
     }
