@@ -15,7 +15,7 @@ use nix::{
 };
 use pgcm::{
     edge::{
-        etcd::Etcd,
+        etcd::{Etcd, Expect},
         lock::{Lock, LockOptions},
     },
     model::attempt::{Attempt, LOCK},
@@ -118,6 +118,22 @@ async fn a_lost_lock_ends_the_command_and_what_it_started() {
     assert_eq!(status, 1, "{stderr}");
     assert!(stderr.contains("the failover lock was lost while `sh` ran"), "{stderr}");
     assert!(stderr.contains("killed, with status 137"), "{stderr}");
+    assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+#[tokio::test]
+async fn a_lock_that_somebody_removes_ends_the_command() {
+    let (_server, etcd, pgcm) = setup().await;
+    let script = format!("touch {}; sleep 30", pgcm.path("begun").display());
+    let child = pgcm.start(&["with-lock", "--", "sh", "-c", &script]);
+    eventually(SOON, "it runs", || async { pgcm.path("begun").exists() }).await;
+    let entry = etcd.get(LOCK).await.expect("etcd answers").expect("held");
+    let began = Instant::now();
+    let there = Expect::CreateRevision(entry.create_revision);
+    etcd.delete_if(LOCK, there).await.expect("deleted, while its lease lives");
+    let (status, _, stderr) = end(child);
+    assert_eq!(status, 1, "{stderr}");
+    assert!(stderr.contains("the failover lock was lost while `sh` ran"), "{stderr}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
 }
 

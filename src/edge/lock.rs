@@ -182,7 +182,8 @@ impl Lock {
         state.fencing_token = token;
         state.revision = token;
         state.live_until = asked + self.options.lease;
-        let renewal = renew(self.etcd.clone(), self.shared.clone(), lease, self.options.lease);
+        let (etcd, shared) = (self.etcd.clone(), self.shared.clone());
+        let renewal = renew(etcd, shared, lease, token, self.options.lease);
         state.renewal = Some(tokio::spawn(renewal).abort_handle());
     }
 
@@ -305,8 +306,8 @@ impl Drop for Lock {
     }
 }
 
-/// Renews at a third of the lease's life until it is lost.
-async fn renew(etcd: Arc<Etcd>, shared: Arc<Shared>, lease: i64, ttl: Duration) {
+/// Renews at a third of the lease's life until it is lost, be it that somebody removes the key.
+async fn renew(etcd: Arc<Etcd>, shared: Arc<Shared>, lease: i64, token: i64, ttl: Duration) {
     let mut next = shared.state().live_until - ttl + ttl / 3;
     loop {
         let live_until = shared.state().live_until;
@@ -319,10 +320,21 @@ async fn renew(etcd: Arc<Etcd>, shared: Arc<Shared>, lease: i64, ttl: Duration) 
             Ok(Ok(left)) => {
                 shared.state().live_until = sent + left;
                 next = sent + ttl / 3;
+                if is_removed(&etcd, token, sent + left).await {
+                    break shared.lose();
+                }
             }
             Err(_) | Ok(Err(EtcdError::LeaseGone { .. })) => break shared.lose(),
             Ok(Err(_)) => next = Instant::now() + ttl / 10,
         }
+    }
+}
+
+/// Whether the key that was created at `token` is seen to be gone. Whoever cannot look by `until` has seen nothing.
+async fn is_removed(etcd: &Etcd, token: i64, until: Instant) -> bool {
+    match timeout_at(until, etcd.get(LOCK)).await {
+        Ok(Ok(entry)) => entry.is_none_or(|entry| entry.create_revision != token),
+        _ => false,
     }
 }
 
