@@ -2,9 +2,10 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use pgcm::{
+    edge::etcd::Put,
     exit::Exit,
     model::attempt::LOCK,
     telemetry::log::discard,
@@ -238,4 +239,28 @@ async fn a_failover_that_is_killed_while_it_moves_is_on_record() {
     let changes: Vec<&str> = entries.iter().map(|entry| entry.change.outcome.as_str()).collect();
     assert_eq!(changes, ["running"]);
     assert_eq!(entries[0].change.ended_at, None);
+}
+
+#[tokio::test]
+async fn a_move_that_would_outlast_the_pause_is_not_begun() {
+    let (_process, etcd, cluster) = start().await;
+    assert_eq!(run(&etcd, options("one")).await.exit, Exit::Done);
+    let (snapshot, _, _) = history::read(&etcd).await.expect("etcd answers");
+    let done = snapshot.entries.first().expect("on record");
+    let mut change: serde_json::Value = serde_json::from_str(&done.value).expect("JSON");
+    for step in change["steps"].as_array_mut().expect("steps") {
+        if step["step"] == "migrate" {
+            step["duration_ms"] = 700.into();
+        }
+    }
+    let put = Put { key: done.key.clone(), value: change.to_string(), lease: 0 };
+    etcd.put_if(&[], &[put]).await.expect("written");
+    let began = cluster.changes().len();
+    let brief = FailoverOptions { pause_expiry: Duration::from_millis(1500), ..options("two") };
+    let report = run(&etcd, brief).await;
+    assert_eq!(report.exit, Exit::PutBack, "{report}");
+    assert!(report.to_string().contains("a move is not begun with less than 1.4s"), "{report}");
+    let changes = cluster.changes();
+    assert!(!changes[began..].iter().any(|call| call.contains("migrate")), "{changes:?}");
+    assert_eq!(run(&etcd, options("three")).await.exit, Exit::Done);
 }

@@ -1,6 +1,6 @@
 //! Past changes of the primary: the values below `/history/`.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -154,6 +154,14 @@ pub struct Expected {
     pub failovers: usize,
     pub clients_held: Spread,
     pub steps: Vec<ExpectedStep>,
+}
+
+impl Expected {
+    /// How long `step` takes, in the middle of those that it is drawn from.
+    pub fn median(&self, step: &str) -> Option<Duration> {
+        let found = self.steps.iter().find(|expected| expected.step == step)?;
+        Some(Duration::from_millis(found.spread.median_ms))
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

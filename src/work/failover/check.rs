@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use serde::Serialize;
-use tokio::task::JoinSet;
+use tokio::{task::JoinSet, time::timeout};
 
 use super::{
     Failover,
@@ -18,10 +18,12 @@ use crate::{
     model::{
         cluster::ClusterView,
         finding::{Finding, OVERRIDABLE, Severity},
+        history::expected,
         problem::silent_member,
         registration::{AgentKind, Registration},
         span::millis,
     },
+    work::history,
 };
 
 /// The check whose refusal time may cure.
@@ -81,6 +83,19 @@ impl Failover {
     /// The checks as the first step. A lock that is taken and not to be waited for ends it before
     /// any agent is asked; a dry run asks them all the same, and ends as the run would.
     pub(super) async fn first_check(&self) -> Result<(), Trouble> {
+        let (checked, ()) = tokio::join!(self.check_or_plan(), self.recall());
+        checked
+    }
+
+    /// Learns from past failovers what to expect of this one. Without them it is a failover all the same.
+    async fn recall(&self) {
+        let limit = self.options.health_check_timeout;
+        if let Ok(Ok((_, entries, _))) = timeout(limit, history::read(&self.etcd)).await {
+            self.state().expected = expected(&entries);
+        }
+    }
+
+    async fn check_or_plan(&self) -> Result<(), Trouble> {
         let waits = self.options.lock_timeout;
         if self.options.dry_run {
             let taken = self.lock_is_free().await;

@@ -41,7 +41,7 @@ use crate::{
     model::{
         attempt::{Attempt, FAILOVER},
         cluster::{ClusterView, Primary},
-        history::{Expected, expected, key},
+        history::{Expected, key},
         terminated::Terminated,
     },
 };
@@ -133,11 +133,6 @@ async fn once(
     let failover = Failover::new(options, etcd, token, progress, stop, log.clone());
     let steps = if dry_run { &steps::STEPS[..1] } else { steps::STEPS };
     let outcome = pipeline::run(steps, &failover, &*failover.progress).await;
-    if dry_run {
-        // Nobody waits for these; without them the plan is a plan all the same.
-        let past = history::read(&failover.etcd).await.map(|(_, entries, _)| expected(&entries));
-        failover.state().expected = past.ok().flatten();
-    }
     let report = failover.report(began, outcome);
     failover.remember(&report).await;
     announce(&report, &log);

@@ -91,10 +91,10 @@ impl Failover {
     /// Moves the promoted role and learns who is primary then, published and writable.
     pub(super) async fn migrate(&self) -> Result<(), Trouble> {
         let before = self.primary_before()?;
-        let budget = self.move_budget();
-        if budget < LEAST_MOVE {
+        let (budget, least) = (self.move_budget(), self.least_move());
+        if budget < least {
             return Err(Trouble::failed(format!(
-                "only {budget:?} of pause-expiry is left, too little to begin a move"
+                "only {budget:?} of pause-expiry is left to move in; a move is not begun with less than {least:?}, by                  those on record"
             )));
         }
         let agent = {
@@ -135,6 +135,13 @@ impl Failover {
         left.saturating_sub(margin).min(self.options.pacemaker_timeout)
     }
 
+    /// Twice what those on record took, but not more than any move may take.
+    fn least_move(&self) -> Duration {
+        let median = self.state().expected.as_ref().and_then(|past| past.median("migrate"));
+        let twice = median.map_or(LEAST_MOVE, |median| median * 2);
+        twice.max(LEAST_MOVE).min(self.options.pacemaker_timeout)
+    }
+
     /// Undo of a move that was begun and not seen to end: takes its cause away, then waits for
     /// whichever node is primary. Whether the demotion had begun is not knowable from here.
     pub(super) async fn undo_migrate(&self) -> Vec<Dirt> {
@@ -145,7 +152,8 @@ impl Failover {
         if !begun || moved {
             return Vec::new();
         }
-        // Without the lock another attempt may have a constraint by now; ours has a lifetime.
+        // Without the lock another attempt may have a constraint by now. Ours has a lifetime, supervise removes it before
+        // that, and nobody is called primary from whom it would still take the role.
         let mut dirty =
             if self.lock.is_lost() { Vec::new() } else { self.clear_constraint().await };
         let until = deadline.unwrap_or_else(Instant::now);
