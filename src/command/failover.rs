@@ -59,7 +59,10 @@ pub(super) async fn run(config: Config, args: cli::Failover, log: Logger) -> Exi
         }
     });
     let report = failover::run(options(&config, &args), etcd, token, progress, stop, log);
-    show(&report.await, args.output)
+    let report = report.await;
+    let said = show(&report, args.output);
+    // What was done counts, also when nobody can be told in full: a retry would move the primary back.
+    if args.dry_run { said } else { report.exit }
 }
 
 fn show(report: &Report, output: Output) -> Exit {

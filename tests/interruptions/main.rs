@@ -19,6 +19,7 @@ mod stage;
 mod stalls;
 #[path = "../support/mod.rs"]
 mod support;
+mod unprinted;
 mod wire;
 mod writers;
 

@@ -258,6 +258,11 @@ impl Stage {
         (output.status.code().unwrap_or(-1), text(&output.stdout), text(&output.stderr))
     }
 
+    /// A `pgcm failover` past the relays.
+    pub(crate) fn failover(&self) -> Command {
+        self.command("direct", &["failover", "--output", "json"])
+    }
+
     /// What `pgcm status` says.
     pub(crate) async fn status(&self) -> Result<Value, String> {
         let (status, stdout, stderr) = self.run(&["status", "--output", "json"]).await;
