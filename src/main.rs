@@ -3,8 +3,10 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use pgcm::{cli::Cli, command};
+use pgcm::{cli::Cli, command, edge::streams};
 
 fn main() -> ExitCode {
-    command::dispatch(Cli::parse())
+    let exit = command::dispatch(Cli::parse());
+    streams::stderr().last_words();
+    exit
 }

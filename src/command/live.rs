@@ -1,7 +1,6 @@
 //! The list of steps on a terminal: one line each, rewritten until the step has ended.
 
 use std::{
-    io::Write,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -9,6 +8,7 @@ use std::{
 use tokio::time::{Instant, sleep};
 
 use crate::{
+    edge::streams,
     model::finding::Finding,
     work::failover::progress::{Event, Progress},
 };
@@ -122,7 +122,7 @@ impl Live {
             return;
         }
         // Back to the line's begin, erase it; and no wrapping, which could not be erased.
-        let _ = write!(std::io::stderr(), "\r\x1b[2K{lasting}\x1b[?7l{line}\x1b[?7h");
+        streams::stderr().show(&format!("\r\x1b[2K{lasting}\x1b[?7l{line}\x1b[?7h"));
     }
 }
 

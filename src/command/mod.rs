@@ -60,7 +60,11 @@ pub fn dispatch(cli: Cli) -> ExitCode {
 fn configured(path: &Path, run: impl FnOnce(Config, Logger) -> Exit) -> ExitCode {
     let exit = match load::load(path) {
         Ok(config) => {
-            let log = log::logger(parts::log_format(&config), parts::log_level(&config));
+            let log = log::logger(
+                streams::stderr(),
+                parts::log_format(&config),
+                parts::log_level(&config),
+            );
             run(config, log)
         }
         Err(error) => complain(&error, Exit::Usage),

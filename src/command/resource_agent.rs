@@ -13,7 +13,7 @@ pub(super) fn run(action: &str) -> ExitCode {
     let env = std::env::vars_os()
         .filter_map(|(key, value)| Some((key.into_string().ok()?, value.into_string().ok()?)))
         .collect();
-    let log = logger(Format::Text, slog::Level::Info);
+    let log = logger(streams::stderr(), Format::Text, slog::Level::Info);
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
             let code = runtime.block_on(resource_agent::run(action, &env, &log));

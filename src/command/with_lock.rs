@@ -28,7 +28,7 @@ pub(super) fn run(path: &Path, args: cli::WithLock) -> ExitCode {
         Ok(config) => config,
         Err(error) => return complain(&error),
     };
-    let log = log::logger(parts::log_format(&config), parts::log_level(&config));
+    let log = log::logger(streams::stderr(), parts::log_format(&config), parts::log_level(&config));
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => return complain(&error),
