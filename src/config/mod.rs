@@ -97,7 +97,8 @@ section! {
         /// Unix sockets of the admin consoles: one for each PgBouncer process.
         "admin-sockets" admin_sockets: Vec<PathBuf> =
             vec![PathBuf::from("/var/run/postgresql/.s.PGSQL.6432")],
-        /// Console user; pgcm must run as the OS user of PgBouncer, or the user be in `admin_users`.
+        /// Console user. pgcm must run as the OS user of PgBouncer, or this one be in `admin_users`
+        /// and be let in without a password.
         "admin-user" admin_user: String = "pgbouncer".to_owned(),
         /// Bounds each console command except PAUSE, which has a limit of its own.
         "query-timeout" query_timeout: Span = secs(2),
