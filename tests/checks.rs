@@ -421,15 +421,17 @@ async fn a_postgres_that_does_not_answer_refuses_on_the_primary_and_is_told_else
 }
 
 #[tokio::test]
-async fn a_postgres_that_answers_by_half_refuses_on_the_primary_and_is_told_elsewhere() {
+async fn a_postgres_that_answers_by_half_refuses_where_the_primary_is_or_goes() {
     let server = start_postgres().await;
     let session = connect(server.port, "postgres").await.unwrap();
     // Whoever is no superuser may not ask for `data_directory`.
     session.simple_query("CREATE ROLE plain LOGIN").await.unwrap();
-    for (node, severity) in [("pg01", Refuse), ("pg02", Warn)] {
+    for (node, target, severity) in
+        [("pg01", "pg03", Refuse), ("pg02", "pg03", Warn), ("pg02", "pg02", Refuse)]
+    {
         let nobody = client("http://127.0.0.1:1", "/postgres");
         let checks = checks_as("plain", nobody, node, &server, scene(HEALTHY, &[]));
-        let found = checks.findings(&terms("pg03")).await;
+        let found = checks.findings(&terms(target)).await;
         assert!(told(&found, "postgres", severity, "data_directory"), "{node}: {found:?}");
         let refused = found.iter().any(|f| f.check == "postgres" && f.severity == Refuse);
         assert_eq!(refused, severity == Refuse, "{node}: {found:?}");

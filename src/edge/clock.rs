@@ -17,6 +17,11 @@ pub fn is_past(instant: &str) -> Option<bool> {
     humantime::parse_rfc3339_weak(instant).ok().map(|instant| instant < now())
 }
 
+/// Whether what counts until then, if it ends at all, counts no more.
+pub fn is_over(until: Option<&str>) -> bool {
+    until.and_then(is_past).unwrap_or(false)
+}
+
 /// How long ago `instant`, RFC 3339 in UTC, was; zero when it lies ahead, `None` when it is no such thing.
 pub fn age(instant: &str) -> Option<Duration> {
     let instant = humantime::parse_rfc3339_weak(instant).ok()?;

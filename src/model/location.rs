@@ -35,6 +35,18 @@ pub struct Preference {
     pub score: i64,
 }
 
+impl Preference {
+    /// What all of `said` about `node` add up to, as Pacemaker adds: never wins over always.
+    pub fn total<'a>(said: impl Iterator<Item = &'a Self>, node: &str) -> i64 {
+        let scores: Vec<i64> =
+            said.filter(|said| said.node == node).map(|said| said.score).collect();
+        if let Some(&infinite) = [i64::MIN, i64::MAX].iter().find(|score| scores.contains(score)) {
+            return infinite;
+        }
+        scores.into_iter().fold(0, i64::saturating_add)
+    }
+}
+
 impl Location {
     /// Whether pgcm made it, to move the promoted role.
     pub fn is_ours(&self) -> bool {

@@ -379,9 +379,9 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
 
 /// The node that `location`, if it is a request of pgcm that counts, moves the role to from `promoted`.
 fn led_away_to<'a>(location: &'a Location, promoted: &str) -> Option<&'a str> {
-    let past = location.until.as_deref().and_then(clock::is_past).unwrap_or(false);
+    let counts = location.is_ours() && !clock::is_over(location.until.as_deref());
     let target = location.promoted.iter().find(|preference| preference.node != promoted)?;
-    (location.is_ours() && !past).then_some(target.node.as_str())
+    counts.then_some(target.node.as_str())
 }
 
 /// Returns when it is time for another look.

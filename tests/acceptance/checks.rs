@@ -97,7 +97,7 @@ const PACEMAKER: &[Case] = &[
             "constraints",
             "refuse",
             &[
-                "constraint mine wants the primary on PRIMARY, not on SYNC",
+                "constraint mine, about the primary on PRIMARY, would keep it from SYNC",
                 "cibadmin --delete --xpath \"//rsc_location[@id='mine']\"",
             ],
         )],

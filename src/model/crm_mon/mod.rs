@@ -186,9 +186,8 @@ impl PacemakerView {
             return Without::Unsettled;
         }
         let [promoted] = self.promoted()[..] else { return Without::Unsettled };
-        let attribute = format!("master-{resource}");
-        let of = |node: &Node| node.attributes.get(&attribute).map(|text| score(text));
-        let own = self.nodes.iter().find(|node| node.name == promoted).and_then(of);
+        let of = |node: &Node| promotion_score(node, resource);
+        let own = self.node(promoted).and_then(of);
         let rival = |node: &&Node| node.online && node.name != promoted && of(node) >= own;
         match self.nodes.iter().filter(|node| of(node).is_some()).find(rival) {
             None => Without::Stays,
@@ -201,8 +200,7 @@ impl PacemakerView {
     /// By how much the primary's promotion score exceeds that of `other`: what moves the role to another node despite it.
     /// A primary leads by one at least.
     pub fn lead(&self, resource: &str, other: &str) -> i64 {
-        let attribute = format!("master-{resource}");
-        let of = |name: &str| Some(score(self.node(name)?.attributes.get(&attribute)?));
+        let of = |name: &str| promotion_score(self.node(name)?, resource);
         let primary = self.promoted().first().and_then(|name| of(name));
         let lead = primary.zip(of(other)).map(|(own, other)| own.saturating_sub(other));
         lead.unwrap_or(1).max(1)
@@ -227,6 +225,10 @@ pub enum Without {
     Unsettled,
     /// Pacemaker may move it to `rival`, whose promotion score is as high as that of `promoted` or higher.
     Leaves { promoted: String, rival: String },
+}
+
+fn promotion_score(node: &Node, resource: &str) -> Option<i64> {
+    node.attributes.get(&format!("master-{resource}")).map(|text| score(text))
 }
 
 /// A score as Pacemaker writes it; one that cannot be read counts as none.

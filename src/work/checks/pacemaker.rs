@@ -1,5 +1,7 @@
 //! What Pacemaker's view means for a planned failover: pure verdicts, each with what to do.
 
+use std::collections::BTreeSet;
+
 use crate::{
     edge::pacemaker::PacemakerError,
     model::{
@@ -181,36 +183,45 @@ pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Fin
         .collect()
 }
 
-/// Constraints that somebody configured and that work against a move to `target`: Pacemaker would not begin it, or move
+/// Of the constraints `found`, which count now, those that somebody configured and that work against a move to `target`: Pacemaker would not begin it, or move
 /// the role away again as soon as the one of the move goes, while nobody holds clients.
 pub(super) fn preferences(
     view: &PacemakerView,
     resource: &str,
-    found: &[Location],
+    found: &[&Location],
     target: &str,
 ) -> Vec<Finding> {
-    let lead = view.lead(resource, target);
-    let mut findings = Vec::new();
-    for location in found.iter().filter(|location| !location.is_leftover()) {
-        for Preference { node, score } in &location.promoted {
-            let id = &location.id;
-            let does = if node == target && *score == i64::MIN {
-                format!("keeps the primary away from {node}, where it would move to")
-            } else if node != target && *score >= lead {
-                format!(
-                    "wants the primary on {node}, not on {target}: Pacemaker would move it back, or not at all"
-                )
-            } else {
-                continue;
-            };
+    let said: Vec<(&str, &Preference)> = found
+        .iter()
+        .filter(|location| !location.is_leftover())
+        .flat_map(|location| location.promoted.iter().map(|said| (location.id.as_str(), said)))
+        .collect();
+    let total = |node: &str| Preference::total(said.iter().map(|(_, said)| *said), node);
+    let (lead, own) = (view.lead(resource, target), total(target));
+    let wins = |node: &str| {
+        let other = total(node);
+        node != target && (other == i64::MAX || other.saturating_sub(own) >= lead)
+    };
+    let rivals: BTreeSet<&str> = said
+        .iter()
+        .map(|(_, said)| said.node.as_str())
+        .chain(view.promoted())
+        .filter(|node| wins(node))
+        .collect();
+    let against = |said: &Preference| {
+        said.node == target && said.score < 0
+            || rivals.contains(said.node.as_str()) && said.score > 0
+    };
+    let in_the_way = said.iter().filter(|(_, said)| !rivals.is_empty() && against(said));
+    in_the_way
+        .map(|(id, Preference { node, .. })| {
             let message = format!(
-                "constraint {id} {does}; lower its score, or run: cibadmin --delete --xpath \
-                 \"//rsc_location[@id='{id}']\""
+                "constraint {id}, about the primary on {node}, would keep it from {target}: Pacemaker would not move it, or \
+                 move it back; lower its score, or run: cibadmin --delete --xpath \"//rsc_location[@id='{id}']\""
             );
-            findings.push(Finding::refuse("constraints", message));
-        }
-    }
-    findings
+            Finding::refuse("constraints", message)
+        })
+        .collect()
 }
 
 #[cfg(test)]
@@ -323,24 +334,43 @@ mod tests {
 
     #[test]
     fn what_works_against_the_move_refuses() {
-        let told = |id: &str, node: &str, score: i64| {
-            let location = Location {
-                id: id.to_owned(),
-                resource: "msPostgresql".to_owned(),
-                until: None,
-                promoted: vec![Preference { node: node.to_owned(), score }],
-            };
-            let found = preferences(&edited(|_| {}), "Postgresql", &[location], "pg02");
+        let location = |id: &str, said: &[(&str, i64)]| Location {
+            id: id.to_owned(),
+            resource: "msPostgresql".to_owned(),
+            until: None,
+            promoted: said
+                .iter()
+                .map(|&(node, score)| Preference { node: node.to_owned(), score })
+                .collect(),
+        };
+        let told = |location: Location| {
+            let found = preferences(&edited(|_| {}), "Postgresql", &[&location], "pg02");
             found.into_iter().map(|finding| finding.message).collect::<String>()
         };
         // pg01 has 1000, pg02 100.
-        assert!(told("mine", "pg01", 900).contains("wants the primary on pg01, not on pg02"));
-        assert!(told("mine", "pg03", i64::MAX).contains("[@id='mine']"));
-        assert!(told("mine", "pg02", i64::MIN).contains("keeps the primary away from pg02"));
-        for (node, score) in [("pg01", 899), ("pg02", i64::MAX), ("pg01", i64::MIN), ("pg02", -5)] {
-            assert_eq!(told("mine", node, score), "", "{node} {score}");
+        let (most, least) = (i64::MAX, i64::MIN);
+        for said in [
+            &[("pg01", 900)][..],
+            &[("pg03", most)],
+            &[("pg02", least)],
+            &[("pg02", -900)],
+            &[("pg01", 500), ("pg01", 400)],
+            &[("pg01", most), ("pg02", most)],
+        ] {
+            let words = told(location("mine", said));
+            assert!(words.contains("would keep it from pg02"), "{said:?}: {words}");
+            assert!(words.contains("[@id='mine']"), "{said:?}: {words}");
         }
-        assert_eq!(told("pgcm-move-msPostgresql", "pg01", i64::MAX), "");
+        for said in [
+            &[("pg01", 899)][..],
+            &[("pg02", most)],
+            &[("pg01", least)],
+            &[("pg02", -5)],
+            &[("pg01", 5000), ("pg02", 5000)],
+        ] {
+            assert_eq!(told(location("mine", said)), "", "{said:?}");
+        }
+        assert_eq!(told(location("pgcm-move-msPostgresql", &[("pg01", most)])), "");
     }
 
     #[test]

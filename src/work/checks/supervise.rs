@@ -8,6 +8,7 @@ use std::{path::Path, sync::Arc, time::Duration};
 use super::{Terms, judge, pacemaker, pgbouncer};
 use crate::{
     edge::{
+        clock,
         command::{Processes, Run},
         disk,
         etcd::{Etcd, EtcdError},
@@ -24,6 +25,7 @@ use crate::{
         failed_action,
         finding::{Finding, Severity},
         health::{Component, Health, Verdict},
+        location::Location,
         primary::LocalFacts,
     },
     work::publish::CLUSTER,
@@ -75,8 +77,10 @@ impl<R: Run> SuperviseChecks<R> {
                 findings.extend(pacemaker::cluster(&view));
                 let (locations, dc) = tokio::join!(self.pacemaker.locations(&view), self.dc(&view));
                 if let (Ok(found), Ok(Some(target))) = (&locations, self.target(terms).await) {
+                    let counts = |found: &&Location| !clock::is_over(found.until.as_deref());
+                    let found: Vec<&Location> = found.iter().filter(counts).collect();
                     let resource = self.pacemaker.resource();
-                    findings.extend(pacemaker::preferences(&view, resource, found, &target));
+                    findings.extend(pacemaker::preferences(&view, resource, &found, &target));
                 }
                 findings.extend(pacemaker::locations(locations));
                 findings.extend(dc);
@@ -156,11 +160,14 @@ impl<R: Run> SuperviseChecks<R> {
             return vec![self.silent_elsewhere(error)];
         }
         let is_target = self.is_target(terms).await;
+        let silent = |error: &PostgresError| {
+            if is_target { self.silent(error) } else { self.silent_elsewhere(error) }
+        };
         let (delays, disk) = tokio::join!(self.postgres.delays(), self.disk(is_target));
-        let mut findings = disk.unwrap_or_else(|error| vec![self.silent_elsewhere(&error)]);
+        let mut findings = disk.unwrap_or_else(|error| vec![silent(&error)]);
         match delays {
             Ok(delays) => findings.extend(judge::delays_of(&self.node, &delays, is_target)),
-            Err(error) => findings.push(self.silent_elsewhere(&error)),
+            Err(error) => findings.push(silent(&error)),
         }
         findings
     }
@@ -218,7 +225,7 @@ impl<R: Run> SuperviseChecks<R> {
         Finding::refuse("postgres", format!("{words}; look at the log of Postgres there"))
     }
 
-    /// Of a standby: the primary refuses when this is the one that it would move to.
+    /// Of a standby, which the primary does without; one that is gone is no target any more.
     fn silent_elsewhere(&self, error: &PostgresError) -> Finding {
         Finding { severity: Severity::Warn, ..self.silent(error) }
     }

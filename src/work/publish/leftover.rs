@@ -45,7 +45,7 @@ impl Leftover {
 
     /// Whether nobody needs `constraint` any more; `stays` is whether the promoted role stays without it.
     fn may_go(&mut self, constraint: &Location, stays: bool) -> bool {
-        if constraint.until.as_deref().and_then(clock::is_past).unwrap_or(false) {
+        if clock::is_over(constraint.until.as_deref()) {
             return true;
         }
         match &self.orphan {
