@@ -7,7 +7,7 @@ use std::{sync::Arc, time::Duration};
 use pgcm::{
     edge::etcd::Put,
     exit::Exit,
-    model::attempt::LOCK,
+    model::{attempt::LOCK, finding::Severity},
     telemetry::log::discard,
     work::{
         failover::{self, FailoverOptions, progress::Silent},
@@ -18,7 +18,7 @@ use pgcm::{
 use support::{
     etcd::{client, start_etcd},
     eventually,
-    failover::{EXPIRY, SOON, is_locked, options, run, run_until, start},
+    failover::{EXPIRY, SOON, is_locked, options, run, run_until, start, told},
     fake_cluster::{FakeCluster, Fault},
 };
 
@@ -242,7 +242,7 @@ async fn a_failover_that_is_killed_while_it_moves_is_on_record() {
 }
 
 #[tokio::test]
-async fn a_move_that_would_outlast_the_pause_is_not_begun() {
+async fn moves_on_record_that_take_longer_than_the_pause_refuse() {
     let (_process, etcd, cluster) = start().await;
     assert_eq!(run(&etcd, options("one")).await.exit, Exit::Done);
     let (snapshot, _, _) = history::read(&etcd).await.expect("etcd answers");
@@ -255,12 +255,15 @@ async fn a_move_that_would_outlast_the_pause_is_not_begun() {
     }
     let put = Put { key: done.key.clone(), value: change.to_string(), lease: 0 };
     etcd.put_if(&[], &[put]).await.expect("written");
-    let began = cluster.changes().len();
+    let begun = cluster.changes().len();
+    // Twice 0.7 s do not fit into what is left of it.
     let brief = FailoverOptions { pause_expiry: Duration::from_millis(1500), ..options("two") };
-    let report = run(&etcd, brief).await;
-    assert_eq!(report.exit, Exit::PutBack, "{report}");
-    assert!(report.to_string().contains("a move is not begun with less than 1.4s"), "{report}");
-    let changes = cluster.changes();
-    assert!(!changes[began..].iter().any(|call| call.contains("migrate")), "{changes:?}");
+    for dry_run in [true, false] {
+        let report = run(&etcd, FailoverOptions { dry_run, ..brief.clone() }).await;
+        assert_eq!(report.exit, Exit::Refused, "{report}");
+        let words = told(&report, "move-time", Severity::Refuse);
+        assert!(words.contains("1.4s would be needed; raise failover.pause-expiry"), "{words}");
+    }
+    assert_eq!(cluster.changes().len(), begun, "nobody was held");
     assert_eq!(run(&etcd, options("three")).await.exit, Exit::Done);
 }

@@ -84,7 +84,12 @@ impl Failover {
     /// any agent is asked; a dry run asks them all the same, and ends as the run would.
     pub(super) async fn first_check(&self) -> Result<(), Trouble> {
         let (checked, ()) = tokio::join!(self.check_or_plan(), self.recall());
-        checked
+        let Some(finding) = self.move_time() else { return checked };
+        self.state().findings.push(found("failover", finding));
+        checked.and(Err(Trouble::new(
+            TroubleKind::Refused,
+            "it must not begin because of move-time (failover)",
+        )))
     }
 
     /// Learns from past failovers what to expect of this one. Without them it is a failover all the same.

@@ -174,7 +174,7 @@ struct State {
     agents: Vec<Arc<Agent>>,
     findings: Vec<Found>,
     terminated: Vec<Terminated>,
-    /// Only for a dry run.
+    /// Of past failovers; None without any.
     expected: Option<Expected>,
     locked: bool,
     /// Where this attempt is remembered.

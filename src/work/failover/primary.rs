@@ -18,6 +18,7 @@ use crate::{
     error::chain,
     model::{
         cluster::{ClusterView, Primary},
+        finding::Finding,
         span::millis,
     },
     work::mover::PATIENCE,
@@ -94,7 +95,7 @@ impl Failover {
         let (budget, least) = (self.move_budget(), self.least_move());
         if budget < least {
             return Err(Trouble::failed(format!(
-                "only {budget:?} of pause-expiry is left to move in; a move is not begun with less than {least:?}, by                  those on record"
+                "only {budget:?} of pause-expiry is left to move in, and no move is begun with less than {least:?}"
             )));
         }
         let agent = {
@@ -135,7 +136,18 @@ impl Failover {
         left.saturating_sub(margin).min(self.options.pacemaker_timeout)
     }
 
-    /// Twice what those on record took, but not more than any move may take.
+    /// What keeps even a pause that takes no time from leaving enough of itself to move in.
+    pub(super) fn move_time(&self) -> Option<Finding> {
+        let (budget, least) = (self.move_budget(), self.least_move());
+        let words = format!(
+            "pause-expiry ({:?}) leaves {budget:?} to move in, and moves on record take so long that {least:?} would be \
+             needed; raise failover.pause-expiry",
+            self.options.pause_expiry
+        );
+        (budget < least).then(|| Finding::refuse("move-time", words))
+    }
+
+    /// Twice what those on record took in the middle, but not more than any move may take.
     fn least_move(&self) -> Duration {
         let median = self.state().expected.as_ref().and_then(|past| past.median("migrate"));
         let twice = median.map_or(LEAST_MOVE, |median| median * 2);
