@@ -8,20 +8,24 @@ use std::{
     fmt::Display,
     io::{self, Write},
     sync::{
-        OnceLock,
-        mpsc::{Receiver, SyncSender, sync_channel},
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+        mpsc::{Receiver, SyncSender, TrySendError, sync_channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// So many pieces wait for the reader of stderr; more are dropped.
 const BACKLOG: usize = 4096;
 /// Bounds the wait for the reader when the process ends.
 const LAST_WORDS: Duration = Duration::from_millis(500);
+/// Between two looks whether there is room again.
+const ROOM: Duration = Duration::from_millis(10);
 
-/// Writes all of `text` to stdout.
+/// Writes all of `text` to stdout, after what stderr was told before: both may be one terminal.
 pub fn out(text: impl Display) -> io::Result<()> {
+    stderr().last_words();
     let text = text.to_string();
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush())
@@ -34,9 +38,8 @@ pub fn aside(line: impl Display) {
 
 /// What is written to stderr by a thread of its own.
 pub fn stderr() -> Patient {
-    static STDERR: OnceLock<SyncSender<Piece>> = OnceLock::new();
-    let pieces = STDERR.get_or_init(|| written_by_a_thread(io::stderr()));
-    Patient { pieces: pieces.clone(), line: Vec::new() }
+    static STDERR: OnceLock<Patient> = OnceLock::new();
+    STDERR.get_or_init(|| Patient::before(io::stderr())).again()
 }
 
 enum Piece {
@@ -45,15 +48,31 @@ enum Piece {
     Mark(SyncSender<()>),
 }
 
-/// Never waits for the reader, and never fails. Whole lines are passed on, or, once too many wait, dropped.
+/// Never waits for the reader, and never fails. Whole lines are passed on, or, once too many wait, dropped and counted.
 pub struct Patient {
     pieces: SyncSender<Piece>,
+    dropped: Arc<AtomicUsize>,
     line: Vec<u8>,
 }
 
 impl Patient {
+    /// Starts the thread that writes to `to`.
+    fn before(to: impl Write + Send + 'static) -> Self {
+        let (pieces, waiting) = sync_channel(BACKLOG);
+        let dropped = Arc::<AtomicUsize>::default();
+        let count = Arc::clone(&dropped);
+        thread::spawn(move || write_all(to, &waiting, &count));
+        Self { pieces, dropped, line: Vec::new() }
+    }
+
+    fn again(&self) -> Self {
+        Self { pieces: self.pieces.clone(), dropped: Arc::clone(&self.dropped), line: Vec::new() }
+    }
+
     fn queue(&self, text: Vec<u8>) {
-        let _ = self.pieces.try_send(Piece::Text(text));
+        if self.pieces.try_send(Piece::Text(text)).is_err() {
+            self.dropped.fetch_add(1, Ordering::Relaxed);
+        }
     }
 
     /// Passes on `text`, which need not end a line.
@@ -63,10 +82,17 @@ impl Patient {
 
     /// Waits for a moment until all that was passed on is written: before the process ends.
     pub fn last_words(&self) {
+        let until = Instant::now() + LAST_WORDS;
         let (done, written) = sync_channel(1);
-        if self.pieces.try_send(Piece::Mark(done)).is_ok() {
-            let _ = written.recv_timeout(LAST_WORDS);
+        let mut mark = Piece::Mark(done);
+        while let Err(TrySendError::Full(back)) = self.pieces.try_send(mark) {
+            if Instant::now() >= until {
+                return;
+            }
+            mark = back;
+            thread::sleep(ROOM);
         }
+        let _ = written.recv_timeout(until.saturating_duration_since(Instant::now()));
     }
 }
 
@@ -85,13 +111,7 @@ impl Write for Patient {
     }
 }
 
-fn written_by_a_thread(to: impl Write + Send + 'static) -> SyncSender<Piece> {
-    let (pieces, waiting) = sync_channel(BACKLOG);
-    thread::spawn(move || write_all(to, &waiting));
-    pieces
-}
-
-fn write_all(mut to: impl Write, waiting: &Receiver<Piece>) {
+fn write_all(mut to: impl Write, waiting: &Receiver<Piece>, dropped: &AtomicUsize) {
     for piece in waiting {
         match piece {
             Piece::Text(text) => {
@@ -100,6 +120,11 @@ fn write_all(mut to: impl Write, waiting: &Receiver<Piece>) {
             Piece::Mark(done) => {
                 let _ = done.try_send(());
             }
+        }
+        let missed = dropped.swap(0, Ordering::Relaxed);
+        if missed > 0 {
+            let _ =
+                writeln!(to, "pgcm: {missed} lines were dropped here, which nobody read in time");
         }
     }
 }
@@ -128,7 +153,7 @@ mod tests {
     #[test]
     fn a_reader_that_stands_still_keeps_nobody() {
         let began = Instant::now();
-        let mut patient = Patient { pieces: written_by_a_thread(Still), line: Vec::new() };
+        let mut patient = Patient::before(Still);
         for number in 0..2 * BACKLOG {
             writeln!(patient, "line {number}").expect("it never fails");
         }
@@ -137,9 +162,30 @@ mod tests {
     }
 
     #[test]
+    fn what_was_dropped_is_told() {
+        let (mut reader, writer) = io::pipe().expect("a pipe");
+        let mut patient = Patient::before(writer);
+        // More than the pipe and the backlog take.
+        let long = "x".repeat(1000);
+        for _ in 0..2 * BACKLOG {
+            writeln!(patient, "{long}").expect("it never fails");
+        }
+        let dropped = patient.dropped.load(Ordering::Relaxed);
+        assert!(dropped > 0);
+        drop(patient);
+        let mut text = String::new();
+        io::Read::read_to_string(&mut reader, &mut text).expect("readable");
+        assert!(
+            text.contains(&format!("pgcm: {dropped} lines were dropped here")),
+            "{}",
+            text.len()
+        );
+    }
+
+    #[test]
     fn lines_are_passed_on_whole_and_in_order() {
         let (mut reader, writer) = io::pipe().expect("a pipe");
-        let mut patient = Patient { pieces: written_by_a_thread(writer), line: Vec::new() };
+        let mut patient = Patient::before(writer);
         patient.write_all(b"{\"half\": ").expect("it never fails");
         patient.show("between\n");
         patient.write_all(b"1}\n").expect("it never fails");
