@@ -15,15 +15,11 @@ use pgcm::{
     edge::etcd::{Etcd, Put},
     model::{
         console::{Flow, ShownDatabase},
-        finding::{Finding, Severity},
-        health::{Health, Verdict},
         pause::Claim,
         registration::{AgentKind, Registration},
     },
     telemetry::log::discard,
     work::{
-        api::Checks,
-        checks::{Terms, namesake::WithNamesake},
         fence::SharedGate,
         follow::{FollowError, Follower},
         pauser::{Pauser, PauserOptions},
@@ -439,58 +435,4 @@ async fn a_registration_is_under_a_lease_and_heals_and_goes_with_its_agent() {
     switch.send(true).unwrap();
     task.await.unwrap();
     assert_eq!(entry().await, None);
-}
-
-/// Finds nothing by itself.
-struct Nothing;
-
-#[tonic::async_trait]
-impl Checks for Nothing {
-    async fn findings(&self, _: &Terms) -> Vec<Finding> {
-        Vec::new()
-    }
-
-    async fn failover_slots(&self) -> Vec<String> {
-        Vec::new()
-    }
-
-    async fn health(&self) -> Health {
-        Health::default()
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn two_machines_of_one_name_each_refuse_until_one_is_gone() {
-    let server = start_etcd().await;
-    let ttl = Duration::from_secs(2);
-    let (mut agents, mut switches) = (Vec::new(), Vec::new());
-    for api in ["10.0.0.5:8081", "10.0.0.6:8081"] {
-        let registration = Registration {
-            host: "app01".into(),
-            kind: AgentKind::Proxy,
-            api: api.parse().unwrap(),
-            version: "1".into(),
-        };
-        let (switch, stop) = Stop::new();
-        let (namesake, seen) = watch::channel(None);
-        let etcd = server.client();
-        tokio::spawn(register::run(etcd, registration.clone(), ttl, namesake, stop, discard()));
-        agents.push(WithNamesake::new(Arc::new(Nothing), registration, seen, ttl));
-        switches.push(switch);
-    }
-    let terms = Terms { pause_timeout: SOON, pause_expiry: SOON, target: None };
-    let told = async |agent: &WithNamesake| {
-        let found = agent.findings(&terms).await;
-        found.into_iter().map(|finding| (finding.check, finding.severity, finding.message)).next()
-    };
-    for (agent, other) in agents.iter().zip(["10.0.0.6:8081", "10.0.0.5:8081"]) {
-        eventually(SOON, "it is told of the other", || async { told(agent).await.is_some() }).await;
-        let (check, severity, words) = told(agent).await.unwrap();
-        assert_eq!((check.as_str(), severity), ("agent-name", Severity::Refuse));
-        assert!(words.contains(other) && words.contains("`name` of its own in [node]"), "{words}");
-        assert_eq!(agent.health().await.components[0].verdict, Verdict::Degraded);
-    }
-    switches[1].send(true).unwrap();
-    let alone = || async { told(&agents[0]).await.is_none() };
-    eventually(SOON, "it is alone with its name", alone).await;
 }

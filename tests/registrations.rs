@@ -3,16 +3,32 @@
 
 mod support;
 
+use std::{sync::Arc, time::Duration};
+
 use pgcm::{
     edge::etcd::{Expect, Put},
     exit::Exit,
-    model::finding::Severity,
-    work::failover::FailoverOptions,
+    model::{
+        finding::{Finding, Severity},
+        health::{Health, Verdict},
+        registration::{AgentKind, Registration},
+    },
+    telemetry::log::discard,
+    work::{
+        api::Checks,
+        checks::{Terms, namesake::WithNamesake},
+        failover::FailoverOptions,
+        register,
+        shutdown::Stop,
+    },
 };
 use support::{
-    failover::{is_locked, options, run, start, told},
+    etcd::start_etcd,
+    eventually,
+    failover::{SOON, is_locked, options, run, start, told},
     fake_cluster::Fault,
 };
+use tokio::sync::watch;
 
 #[tokio::test]
 async fn an_expected_agent_that_is_not_registered_refuses() {
@@ -151,4 +167,59 @@ async fn a_view_that_cannot_be_read_and_an_agent_of_no_known_kind_refuse() {
         words.contains("/cluster in etcd cannot be read") && words.contains("heals"),
         "{words}"
     );
+}
+
+/// Finds nothing by itself.
+struct Nothing;
+
+#[tonic::async_trait]
+impl Checks for Nothing {
+    async fn findings(&self, _: &Terms) -> Vec<Finding> {
+        Vec::new()
+    }
+
+    async fn failover_slots(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    async fn health(&self) -> Health {
+        Health::default()
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_machines_of_one_name_each_refuse_until_one_is_gone() {
+    let server = start_etcd().await;
+    let ttl = Duration::from_secs(2);
+    let (mut agents, mut switches) = (Vec::new(), Vec::new());
+    for api in ["10.0.0.5:8081", "10.0.0.6:8081"] {
+        let registration = Registration {
+            host: "app01".into(),
+            kind: AgentKind::Proxy,
+            api: api.parse().expect("it is so"),
+            version: "1".into(),
+        };
+        let (switch, stop) = Stop::new();
+        let (namesake, seen) = watch::channel(None);
+        let etcd = server.client();
+        tokio::spawn(register::run(etcd, registration.clone(), ttl, namesake, stop, discard()));
+        agents.push(WithNamesake::new(Arc::new(Nothing), registration, seen, ttl));
+        switches.push(switch);
+    }
+    let terms = Terms { pause_timeout: SOON, pause_expiry: SOON, target: None };
+    let seen_by = async |agent: &WithNamesake| {
+        let found = agent.findings(&terms).await;
+        found.into_iter().map(|finding| (finding.check, finding.severity, finding.message)).next()
+    };
+    for (agent, other) in agents.iter().zip(["10.0.0.6:8081", "10.0.0.5:8081"]) {
+        eventually(SOON, "it is told of the other", || async { seen_by(agent).await.is_some() })
+            .await;
+        let (check, severity, words) = seen_by(agent).await.expect("it is so");
+        assert_eq!((check.as_str(), severity), ("agent-name", Severity::Refuse));
+        assert!(words.contains(other) && words.contains("`name` of its own in [node]"), "{words}");
+        assert_eq!(agent.health().await.components[0].verdict, Verdict::Degraded);
+    }
+    switches[1].send(true).expect("it is so");
+    let alone = || async { seen_by(&agents[0]).await.is_none() };
+    eventually(SOON, "it is alone with its name", alone).await;
 }
