@@ -8,6 +8,7 @@
 //! matrix passes only if every chosen interruption shows that.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod aftermath;
 mod cell;
 mod coordinator;
 mod director;
