@@ -1,5 +1,7 @@
 //! What must be so after an interruption.
 
+use std::time::Instant;
+
 use serde_json::Value;
 
 use crate::{
@@ -90,8 +92,13 @@ pub(crate) async fn next_works(stage: &Stage) -> Result<(), String> {
     }
 }
 
-/// What the clients saw, and what is stored of it.
-pub(crate) async fn judge(cell: Cell, stage: &Stage, writers: Writers) -> Result<(), String> {
+/// What the clients saw, and what is stored of it. In the time `let_go`, they had no primary.
+pub(crate) async fn judge(
+    cell: Cell,
+    stage: &Stage,
+    writers: Writers,
+    let_go: Option<(Instant, Instant)>,
+) -> Result<(), String> {
     let (longest, rows, errors) = writers.stop().await;
     let primary = stage.director.primary().ok_or("nobody is promoted")?;
     let client = stage.director.client(primary).await.map_err(|error| error.to_string())?;
@@ -107,8 +114,9 @@ pub(crate) async fn judge(cell: Cell, stage: &Stage, writers: Writers) -> Result
     if !paused.is_empty() {
         return Err(format!("{paused:?} of {HOSTS:?} are paused"));
     }
-    match errors.first() {
-        Some(error) if !cell.way.may_cost_errors() => Err(format!("a client saw {error}")),
+    let is_excused = |at: Instant| let_go.is_some_and(|(from, to)| from <= at && at <= to);
+    match errors.into_iter().find(|(_, at)| !is_excused(*at)) {
+        Some((error, _)) if !cell.way.kills_pgbouncer() => Err(format!("a client saw {error}")),
         _ => Ok(()),
     }
 }

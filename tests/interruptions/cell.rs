@@ -8,6 +8,7 @@ use std::{
 use crate::{
     aftermath::{is_true, judge, look_after, next_works},
     coordinator::Coordinator,
+    expiry::Publication,
     matrix::{Cell, Place, RESTART, Way, Who},
     relay::When,
     snare::Snare,
@@ -47,8 +48,10 @@ pub(crate) async fn run(cell: Cell, stage: &mut Stage) -> Result<(), String> {
     let writers = Writers::start(&stage.ports(), &format!("{}-{}", cell.name(), stage_time()));
     writers.all_commit(SOON).await?;
 
+    let publication = Publication::of_another_than(primary, stage.etcd.clone());
     let mut snare = arm(cell.point.first(), stage, primary);
     let mut coordinator = stage.coordinator();
+    let mut let_go = None;
     let outcome = async {
         let mut tries = 1;
         while !reach(cell, stage, snare.as_deref(), &mut coordinator).await? {
@@ -64,13 +67,17 @@ pub(crate) async fn run(cell: Cell, stage: &mut Stage) -> Result<(), String> {
         }
         let ended = strike(cell, stage, primary, snare.as_deref(), &mut coordinator).await?;
         look_after(cell, stage, &writers, &coordinator).await?;
+        // What another failover publishes is none of this one's.
+        if cell.way != Way::Overtaken {
+            let_go = publication.too_late_for(&coordinator);
+        }
         is_true(&ended, cell, primary, stage)?;
         next_works(stage).await
     };
     let outcome = outcome.await;
     stage.mend();
     stage.director.let_go();
-    let seen = judge(cell, stage, writers).await;
+    let seen = judge(cell, stage, writers, let_go).await;
     outcome.and(seen).map_err(|why| format!("{why}\n{}", coordinator.log()))
 }
 

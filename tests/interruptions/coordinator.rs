@@ -3,13 +3,15 @@
 use std::{
     process::Stdio,
     sync::{Arc, Mutex},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use nix::{
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
+use pgcm::edge::clock;
+use serde_json::Value;
 use tokio::{
     io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
@@ -66,6 +68,15 @@ impl Coordinator {
                 std::future::pending::<()>().await;
             }
         }
+    }
+
+    /// When it began `step`, if it has.
+    pub(crate) fn began(&self, step: &str) -> Option<Instant> {
+        let lines = self.lines.lock().unwrap();
+        let mut lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let line =
+            lines.find(|line| line["event"] == "failover.step.begin" && line["step"] == step)?;
+        Instant::now().checked_sub(clock::age(line["ts"].as_str()?)?)
     }
 
     pub(crate) fn log(&self) -> String {

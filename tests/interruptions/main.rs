@@ -12,6 +12,7 @@ mod aftermath;
 mod cell;
 mod coordinator;
 mod director;
+mod expiry;
 mod matrix;
 mod newcomer;
 mod relay;

@@ -193,16 +193,9 @@ impl Way {
         matches!(self, Self::Kill | Self::Overtaken | Self::Outlast)
     }
 
-    /// Whether the application's PgBouncer dies.
+    /// Whether the application's PgBouncer dies, and its clients' connections with it.
     pub(crate) fn kills_pgbouncer(self) -> bool {
         matches!(self, Self::KillPgbouncer | Self::KillAppHost)
-    }
-
-    /// Whether clients may see more than a wait: their connections died with their PgBouncer, or were let go
-    /// by the expiry when the new primary was not published yet.
-    pub(crate) fn may_cost_errors(self) -> bool {
-        let expires = matches!(self, Self::Outlast | Self::CutAgentFromEtcd(Who::Target));
-        self.kills_pgbouncer() || expires
     }
 }
 

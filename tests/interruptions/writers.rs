@@ -19,7 +19,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Seen {
     acknowledged: Vec<(String, Instant)>,
-    pub(crate) errors: Vec<String>,
+    errors: Vec<(String, Instant)>,
 }
 
 pub(crate) struct Writers {
@@ -59,8 +59,8 @@ impl Writers {
     }
 
     /// Ends them; the longest time that any of them went without a commit, all acknowledged rows, and
-    /// all errors.
-    pub(crate) async fn stop(self) -> (Duration, HashSet<String>, Vec<String>) {
+    /// all errors, with when they were seen.
+    pub(crate) async fn stop(self) -> (Duration, HashSet<String>, Vec<(String, Instant)>) {
         self.stop.send_replace(true);
         for task in self.tasks {
             let _ = task.await;
@@ -82,7 +82,8 @@ impl Writers {
 
     fn told(&self) -> String {
         let last = |seen: &Arc<Mutex<Seen>>| seen.lock().unwrap().errors.last().cloned();
-        let errors: Vec<String> = self.seen.iter().filter_map(last).collect();
+        let errors: Vec<String> =
+            self.seen.iter().filter_map(last).map(|(error, _)| error).collect();
         if errors.is_empty() { "they wait".to_owned() } else { errors.join("; ") }
     }
 }
@@ -98,7 +99,7 @@ async fn write(port: u16, name: String, seen: Arc<Mutex<Seen>>, stopped: watch::
             Ok(()) => seen.lock().unwrap().acknowledged.push((id, Instant::now())),
             Err(error) => {
                 client = None;
-                seen.lock().unwrap().errors.push(error);
+                seen.lock().unwrap().errors.push((error, Instant::now()));
             }
         }
         tokio::time::sleep(PACE).await;
