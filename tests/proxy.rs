@@ -91,6 +91,18 @@ async fn set_master(etcd: &Etcd, address: &str) {
     put(etcd, "/master", address).await;
 }
 
+/// Publishes the primary as supervise does.
+async fn publish(etcd: &Etcd, name: &str, address: &str, timeline: u32) {
+    let view = serde_json::json!({
+        "primary": {"name": name, "address": address, "timeline": timeline},
+        "standbys": [], "quorum": true, "system_identifier": "7",
+        "observed_at": "2026-01-01T00:00:00Z",
+    });
+    let put = |key: &str, value: String| Put { key: key.into(), value, lease: 0 };
+    let both = [put("/master", address.to_owned()), put("/cluster", view.to_string())];
+    etcd.put_if(&[], &both).await.unwrap();
+}
+
 impl World {
     async fn until(&mut self, what: &str, check: impl Fn(&ProxyState) -> bool) {
         let seen = tokio::time::timeout(SOON, self.state.wait_for(check)).await.is_ok();
@@ -244,6 +256,30 @@ async fn without_etcd_nothing_changes_and_with_it_the_proxy_follows_again() {
     set_master(&world.etcd, TWO).await;
     world.follow(TWO, SOON).await.unwrap();
     world.until("etcd is back", |state| state.etcd.is_none()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn of_an_etcd_that_was_made_anew_only_what_is_not_older_is_followed() {
+    let mut world = world(POLL).await;
+    publish(&world.etcd, "pg01", ONE, 6).await;
+    publish(&world.etcd, "pg02", TWO, 7).await;
+    world.follow(TWO, SOON).await.unwrap();
+    world.server.stop();
+    world.server.start_anew().await;
+    // As a backup of etcd holds it that is older than the last move.
+    publish(&world.etcd, "pg01", ONE, 6).await;
+    world
+        .until("the primary of before is refused", |state| {
+            state.value.as_ref().is_some_and(|trouble| trouble.contains("name pg02, timeline 7"))
+        })
+        .await;
+    assert_eq!(world.host().await, TWO);
+    // The primary's supervise publishes, and then a crash makes the other one primary.
+    publish(&world.etcd, "pg02", TWO, 7).await;
+    world.until("what is known is accepted", |state| state.value.is_none()).await;
+    publish(&world.etcd, "pg01", ONE, 8).await;
+    world.follow(ONE, SOON).await.unwrap();
+    assert_eq!(world.host().await, ONE);
 }
 
 #[tokio::test(flavor = "multi_thread")]

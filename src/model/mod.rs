@@ -8,6 +8,7 @@ pub mod crm_mon;
 pub mod failed_action;
 pub mod fence;
 pub mod finding;
+pub mod followed;
 pub mod health;
 pub mod history;
 pub mod last_failover;

@@ -21,6 +21,7 @@ use crate::{
     model::{
         attempt::LOCK,
         cluster::{CLUSTER, MASTER},
+        followed::Followed,
         pgbouncer_ini::Database,
         wanted::{Wanted, wanted},
     },
@@ -47,8 +48,6 @@ pub struct ProxyState {
     pub databases: Vec<Database>,
     /// Every PgBouncer process was last seen to follow the files.
     pub proven: bool,
-    /// Modification revision of the `/master` that was rendered last.
-    pub revision: i64,
     /// What is wrong now, part by part; None where nothing is.
     pub etcd: Option<String>,
     pub value: Option<String>,
@@ -82,6 +81,7 @@ pub struct Proxy {
     options: ProxyOptions,
     gate: SharedGate,
     wake: Arc<Notify>,
+    followed: Followed,
     now: ProxyState,
     state: watch::Sender<ProxyState>,
     log: Logger,
@@ -96,6 +96,7 @@ impl Proxy {
             options,
             gate,
             wake: Arc::default(),
+            followed: Followed::default(),
             now: ProxyState::default(),
             state: watch::Sender::default(),
             log,
@@ -132,10 +133,10 @@ impl Proxy {
 
     async fn reconcile(&mut self) {
         let mut changed = None;
-        if let Some((wanted, revision)) = self.read().await {
+        if let Some((wanted, followed)) = self.read().await {
             match self.renderer.apply(&wanted) {
                 Ok(before) => {
-                    self.now.revision = revision;
+                    self.followed = followed;
                     if before.is_some() {
                         self.now.writes += 1;
                         self.now.proven = false;
@@ -156,8 +157,8 @@ impl Proxy {
         });
     }
 
-    /// What etcd wants rendered; None while it does not say.
-    async fn read(&mut self) -> Option<(Wanted, i64)> {
+    /// What etcd wants rendered, and what is followed once it is; None while it does not say.
+    async fn read(&mut self) -> Option<(Wanted, Followed)> {
         let snapshot = match self.etcd.get_all(&[MASTER, CLUSTER, LOCK]).await {
             Ok(snapshot) => snapshot,
             Err(error) => {
@@ -178,17 +179,16 @@ impl Proxy {
             }
         };
         let revision = master.map_or(0, |entry| entry.mod_revision);
-        if revision < self.now.revision {
-            let seen = self.now.revision;
-            self.note(Part::Value, Some(format!(
-                "/master went back from revision {seen} to {revision}; if etcd was restored from a \
-                 backup, restart pgcm proxy"
-            )));
-            return None;
-        }
+        let followed = match self.followed.by(&wanted, revision) {
+            Ok(followed) => followed,
+            Err(older) => {
+                self.note(Part::Value, Some(older.to_string()));
+                return None;
+            }
+        };
         self.note(Part::Value, None);
         self.note(Part::View, wanted.doubt.clone());
-        Some((wanted, revision))
+        Some((wanted, followed))
     }
 
     /// Makes PgBouncer follow the files, and puts the files back if none of its processes would.

@@ -97,6 +97,12 @@ impl EtcdServer {
         self.process = None;
     }
 
+    /// Starts it after [`Self::stop`] without anything that it knew, as one that was made anew.
+    pub async fn start_anew(&mut self) {
+        std::fs::remove_dir_all(self.dir.path().join("data")).expect("its data");
+        self.start().await;
+    }
+
     pub fn signal(&self, signal: Signal) {
         self.process.as_ref().expect("it runs").signal(signal);
     }
