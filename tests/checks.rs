@@ -273,7 +273,7 @@ async fn a_slot_that_does_not_survive_is_told_and_a_copy_counts_once_it_is_whole
     .await;
     let make = "SELECT pg_create_logical_replication_slot('feed', 'test_decoding')";
     sql.batch_execute(make).await.expect("made");
-    finds(&on_primary, "logical-slots", Warn, "the logical slots feed: their subscribers").await;
+    finds(&on_primary, "logical-slots", Refuse, "the logical slots feed: their subscribers").await;
     assert_eq!(on_primary.failover_slots().await, ["cdc"]);
     // One that nobody can come back for is not told.
     let make = "SELECT pg_create_logical_replication_slot('brief', 'test_decoding', true)";

@@ -80,8 +80,11 @@ fn limits(config: &Config, found: &mut Vec<String>) {
 
 fn addresses(config: &Config, found: &mut Vec<String>) {
     let address = &config.node.address;
-    if !address.is_empty() && address.parse::<IpAddr>().is_err() {
-        found.push(format!("node.address is `{address}`; give an IP address such as 10.0.0.4"));
+    let is_one = |address: IpAddr| !address.is_unspecified();
+    if !address.is_empty() && !address.parse().is_ok_and(is_one) {
+        found.push(format!(
+            "node.address is `{address}`; give the IP address that others reach this machine at, such as 10.0.0.4"
+        ));
     }
     for (key, listen, may_be_empty) in [
         ("api.supervise-listen", &config.api.supervise_listen, false),

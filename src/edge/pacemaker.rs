@@ -9,6 +9,7 @@ use super::command::{Call, CommandError, Output, Processes, Run};
 use crate::{
     error::chain,
     model::{
+        colocation::{self, Tie},
         crm_mon::{self, CrmMonError, PacemakerView},
         location::{self, Location, MoveRule},
         xml::XmlError,
@@ -36,6 +37,14 @@ pub enum PacemakerError {
     Constraints(#[source] XmlError),
     #[error("resource `{resource}` is in no promotable clone, so there is no role to move")]
     NoClone { resource: String },
+}
+
+/// What is configured about where the resource runs and is promoted.
+#[derive(Debug, Clone, Default)]
+pub struct Constraints {
+    pub locations: Vec<Location>,
+    /// Other resources that have a say in it.
+    pub ties: Vec<Tie>,
 }
 
 /// Pacemaker on this node.
@@ -123,13 +132,22 @@ impl<R: Run> Pacemaker<R> {
 
     /// Location constraints on the resource or its clone: those that move or ban it.
     pub async fn locations(&self, view: &PacemakerView) -> Result<Vec<Location>, PacemakerError> {
+        Ok(self.constraints(view).await?.locations)
+    }
+
+    /// What is configured about where the resource runs and is promoted.
+    pub async fn constraints(&self, view: &PacemakerView) -> Result<Constraints, PacemakerError> {
         let output = self.call("cibadmin", &["--query", "--scope", "constraints"]).await?;
         if !output.success() {
             return Err(exit("cibadmin", &output));
         }
-        let all = location::parse(&output.stdout).map_err(PacemakerError::Constraints)?;
         let about = |id: &str| id == self.options.resource || view.clone.as_deref() == Some(id);
-        Ok(all.into_iter().filter(|location| about(&location.resource)).collect())
+        let mut locations =
+            location::parse(&output.stdout).map_err(PacemakerError::Constraints)?;
+        locations.retain(|location| about(&location.resource));
+        let ties =
+            colocation::parse(&output.stdout, about).map_err(PacemakerError::Constraints)?;
+        Ok(Constraints { locations, ties })
     }
 
     /// Asks Pacemaker to move the promoted role to `target`.

@@ -3,6 +3,7 @@
 pub mod agent;
 pub mod attempt;
 pub mod cluster;
+pub mod colocation;
 pub mod console;
 pub mod crm_mon;
 pub mod failed_action;

@@ -178,7 +178,7 @@ pub(super) fn logical_slots(slots: &[LogicalSlot]) -> Option<Finding> {
          {remedy}",
         left.iter().map(name).collect::<Vec<_>>().join(", ")
     );
-    Some(Finding::warn("logical-slots", words))
+    Some(Finding::refuse("logical-slots", words))
 }
 
 /// Whether the file system of `place` has room. It decides only where the primary is or moves to.

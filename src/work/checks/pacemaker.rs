@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use crate::{
     edge::pacemaker::PacemakerError,
     model::{
+        colocation::Tie,
         crm_mon::{FenceEvent, PacemakerView},
         finding::Finding,
         location::{Location, Preference},
@@ -160,20 +161,13 @@ pub(super) fn dc(name: &str, state: Result<String, PacemakerError>) -> Option<Fi
     Some(Finding::refuse("pacemaker", words))
 }
 
-pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Finding> {
-    let found = match found {
-        Ok(found) => found,
-        Err(error) => return vec![Finding::refuse("constraints", error.in_full())],
-    };
+/// Constraints that an earlier move left among `found`.
+pub(super) fn leftovers(found: &[&Location]) -> Vec<Finding> {
     let leftovers = found.iter().filter(|location| location.is_leftover());
     leftovers
         .map(|location| {
-            let id = &location.id;
-            let message = format!(
-                "constraint {id} of an earlier move is still there and would pin the primary; \
-                 run: cibadmin --delete --xpath \"//rsc_location[@id='{id}']\""
-            );
             // This attempt replaces pgcm's own; somebody else's works against it.
+            let message = pins(&location.id);
             if location.is_ours() {
                 Finding::warn("constraints", message)
             } else {
@@ -181,6 +175,28 @@ pub(super) fn locations(found: Result<Vec<Location>, PacemakerError>) -> Vec<Fin
             }
         })
         .collect()
+}
+
+/// What the constraint `id` of an earlier move does, and what to do.
+pub(super) fn pins(id: &str) -> String {
+    format!(
+        "constraint {id} of an earlier move is still there and would pin the primary; \
+         run: cibadmin --delete --xpath \"//rsc_location[@id='{id}']\""
+    )
+}
+
+/// What else has to run, or must not, where Postgres is promoted: after a crash it may keep Pacemaker from
+/// promoting anybody.
+pub(super) fn ties(found: &[Tie]) -> Vec<Finding> {
+    let told = |Tie { id, other, together }: &Tie| {
+        let where_else = if *together { "can run" } else { "does not run" };
+        let message = format!(
+            "constraint {id} allows a primary only where {other} {where_else}: once that is nowhere, nobody is promoted; \
+             unless you want that, give it a finite score, or influence=false where {other} is the one that depends"
+        );
+        Finding::warn("constraints", message)
+    };
+    found.iter().map(told).collect()
 }
 
 /// Of the constraints `found`, which count now, those that somebody configured and that work against a move to `target`: Pacemaker would not begin it, or move
@@ -381,11 +397,11 @@ mod tests {
             until: None,
             promoted: Vec::new(),
         };
-        let found = locations(Ok(vec![
-            location("cli-ban-msPostgresql-on-pg01"),
-            location("pgcm-move-msPostgresql"),
-            location("prefer-big-machines"),
-        ]));
+        let found = leftovers(&[
+            &location("cli-ban-msPostgresql-on-pg01"),
+            &location("pgcm-move-msPostgresql"),
+            &location("prefer-big-machines"),
+        ]);
         let severities: Vec<_> = found.iter().map(|finding| finding.severity).collect();
         assert_eq!(severities, [Severity::Refuse, Severity::Warn]);
     }

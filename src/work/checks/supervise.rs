@@ -75,14 +75,8 @@ impl<R: Run> SuperviseChecks<R> {
             [primary] if primary == self.node => {
                 findings.extend(pacemaker::maintenance(&view, self.pacemaker.resource()));
                 findings.extend(pacemaker::cluster(&view));
-                let (locations, dc) = tokio::join!(self.pacemaker.locations(&view), self.dc(&view));
-                if let (Ok(found), Ok(Some(target))) = (&locations, self.target(terms).await) {
-                    let counts = |found: &&Location| !clock::is_over(found.until.as_deref());
-                    let found: Vec<&Location> = found.iter().filter(counts).collect();
-                    let resource = self.pacemaker.resource();
-                    findings.extend(pacemaker::preferences(&view, resource, &found, &target));
-                }
-                findings.extend(pacemaker::locations(locations));
+                let (constraints, dc) = tokio::join!(self.constraints(&view, terms), self.dc(&view));
+                findings.extend(constraints);
                 findings.extend(dc);
                 match &facts {
                     Ok(facts) => findings.extend(self.primary(&view, facts, terms).await),
@@ -96,6 +90,21 @@ impl<R: Run> SuperviseChecks<R> {
         if let Ok(Some(published)) = self.published().await {
             findings.extend(pacemaker::agreement(&view, &published.primary.name));
         }
+        findings
+    }
+
+    async fn constraints(&self, view: &PacemakerView, terms: &Terms) -> Vec<Finding> {
+        let found = match self.pacemaker.constraints(view).await {
+            Ok(found) => found,
+            Err(error) => return vec![Finding::refuse("constraints", error.in_full())],
+        };
+        let counting = counting(&found.locations);
+        let mut findings = pacemaker::leftovers(&counting);
+        if let Ok(Some(target)) = self.target(terms).await {
+            let resource = self.pacemaker.resource();
+            findings.extend(pacemaker::preferences(view, resource, &counting, &target));
+        }
+        findings.extend(pacemaker::ties(&found.ties));
         findings
     }
 
@@ -234,8 +243,8 @@ impl<R: Run> SuperviseChecks<R> {
         format!("{}: {what}", self.node)
     }
 
-    /// One verdict each for `quorum`, `postgres`, `pgbouncer` and `etcd`; and what failed of Postgres on
-    /// any node, as Pacemaker holds it, with what the agent of this node said in full.
+    /// One verdict each for `quorum`, `postgres`, `pgbouncer` and `etcd`, on the DC one for `constraints`; and
+    /// what failed of Postgres on any node, as Pacemaker holds it, with what the agent of this node said in full.
     pub async fn health(&self) -> Health {
         let (view, facts, etcd, pgbouncer) = tokio::join!(
             self.pacemaker.view(),
@@ -250,11 +259,37 @@ impl<R: Run> SuperviseChecks<R> {
         };
         let note = failure_note::read(Path::new(STATE_DIR), self.pacemaker.resource());
         let failed = view.as_ref().map(|view| failed_action::current(view, &self.node, note));
-        Health {
-            failed_actions: failed.unwrap_or_default(),
-            components: vec![quorum_health(&view), postgres, pgbouncer, etcd],
+        let mut components = vec![quorum_health(&view), postgres, pgbouncer, etcd];
+        if let Ok(view) = &view {
+            components.extend(self.constraints_health(view).await);
         }
+        Health { failed_actions: failed.unwrap_or_default(), components }
     }
+
+    /// Told by the DC's supervise alone, so that it comes once, whether or not anybody is promoted.
+    async fn constraints_health(&self, view: &PacemakerView) -> Option<Component> {
+        if view.dc.as_deref() != Some(&self.node) {
+            return None;
+        }
+        let (verdict, message) = match self.pacemaker.locations(view).await {
+            Err(error) => (Verdict::Failed, error.in_full()),
+            Ok(found) => {
+                let by_hand = |found: &&&Location| found.is_leftover() && !found.is_ours();
+                let counting = counting(&found);
+                let pins = counting.iter().filter(by_hand).map(|found| pacemaker::pins(&found.id));
+                match pins.collect::<Vec<_>>() {
+                    pins if pins.is_empty() => (Verdict::Healthy, "none pins the primary".to_owned()),
+                    pins => (Verdict::Degraded, pins.join("; ")),
+                }
+            }
+        };
+        Some(Component::new("constraints", verdict, message))
+    }
+}
+
+/// Those that have not expired.
+fn counting(found: &[Location]) -> Vec<&Location> {
+    found.iter().filter(|found| !clock::is_over(found.until.as_deref())).collect()
 }
 
 fn quorum_health(view: &Result<PacemakerView, PacemakerError>) -> Component {

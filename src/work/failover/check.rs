@@ -321,7 +321,7 @@ fn other_agent(registered: &Registration, answers: &pb::HealthResponse) -> Optio
 /// Where a component that is not well says more.
 fn look_at(component: &str) -> &'static str {
     match component {
-        "quorum" => "look at: crm_mon -Afr -1",
+        "quorum" | "constraints" => "look at: crm_mon -Afr -1",
         "postgres" => "look at the log of Postgres there, and at: crm_mon -Afr -1",
         "pgbouncer" => "look at the logs of PgBouncer and of `pgcm proxy` there",
         "etcd" => "look at: etcdctl endpoint status --cluster",
