@@ -129,6 +129,25 @@ async fn nobody_is_called_primary_while_a_request_stands_that_takes_the_role_awa
 }
 
 #[tokio::test]
+async fn nobody_is_called_primary_whom_pacemaker_has_lost_or_who_may_be_on_the_lost_side() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    let pg01 = |state: &str| HEALTHY.replacen("online=\"true\"", state, 1);
+    for (crm_mon, words) in [
+        (pg01("online=\"false\""), "pg01 is promoted, but Pacemaker has lost it"),
+        (HEALTHY.replacen("unclean=\"false\"", "unclean=\"true\"", 1), "Pacemaker has lost it"),
+        (HEALTHY.replace("with_quorum=\"true\"", "with_quorum=\"false\""), "has no quorum"),
+    ] {
+        stage.scene.set(|world| world.crm_mon = (0, crm_mon));
+        let error = mover.settle("a1", Duration::from_millis(300)).await.expect_err(words);
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    stage.scene.set(|world| world.crm_mon = (0, HEALTHY.to_owned()));
+    assert_eq!(mover.settle("a1", SOON).await.expect("as before").name, "pg01");
+}
+
+#[tokio::test]
 async fn what_arrives_after_its_attempt_asked_who_is_primary_begins_no_move() {
     let stage = stage().await;
     stage.published().await;

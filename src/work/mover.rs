@@ -246,11 +246,18 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     async fn settled(&self) -> Result<Primary, String> {
         let (view, published) = tokio::join!(self.pacemaker.view(), self.published());
         let view = view.map_err(|error| error.in_full())?;
+        if !view.quorum {
+            return Err("this side of the cluster has no quorum".to_owned());
+        }
         let promoted = match view.promoted()[..] {
             [node] => node.to_owned(),
             [] => return Err("Pacemaker has promoted no node".to_owned()),
             ref nodes => return Err(format!("{} are promoted at once", nodes.join(" and "))),
         };
+        // A lost one is called promoted until it is fenced.
+        if !view.node(&promoted).is_some_and(|node| node.online && !node.unclean) {
+            return Err(format!("{promoted} is promoted, but Pacemaker has lost it"));
+        }
         let primary = published?.ok_or("etcd names no primary")?;
         if primary.name != promoted {
             return Err(format!("{promoted} is promoted, etcd names {}", primary.name));
