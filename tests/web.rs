@@ -7,9 +7,12 @@ use std::{
     time::Duration,
 };
 
-use pgcm::edge::{
-    etcd::Put,
-    peer::{Peer, PeerOptions, pb},
+use pgcm::{
+    edge::{
+        etcd::Put,
+        peer::{Peer, PeerOptions, pb},
+    },
+    model::console::Flow,
 };
 use support::{
     etcd::{EtcdServer, start_etcd},
@@ -131,6 +134,33 @@ async fn pgbouncer() -> Pgbouncer {
     let mut pgbouncer = Pgbouncer::new(free_port(), "[databases]\napp = host=127.0.0.9\n", "");
     pgbouncer.start().await;
     pgbouncer
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pause_that_was_left_is_ended_also_by_a_daemon_that_cannot_begin() {
+    let (server, pgbouncer) = (start_etcd().await, pgbouncer().await);
+    let console = pgbouncer.console();
+    for kind in ["proxy", "supervise"] {
+        console.connect().await.expect("it runs").pause(SOON).await.expect("paused");
+        let dir = tempfile::tempdir().expect("a directory");
+        let config = dir.path().join("config.toml");
+        let text = format!(
+            "[node]\nname = \"no-such-host.invalid\"\n[etcd]\nendpoints = [\"{}\"]\n\
+             [pgbouncer]\nadmin-sockets = [{:?}]\n",
+            server.url(),
+            pgbouncer.socket()
+        );
+        fs::write(&config, text).expect("writable");
+        let args = [kind, "--config-file", config.to_str().expect("UTF-8")];
+        let program = Path::new(env!("CARGO_BIN_EXE_pgcm"));
+        let log = dir.path().join("log");
+        let daemon = Process::start(program, &args, &log, false);
+        tokio::task::spawn_blocking(move || daemon.ends_within(2 * SOON)).await.expect("it ends");
+        let told = fs::read_to_string(&log).expect("a log");
+        assert!(told.contains("cannot resolve the host name no-such-host.invalid"), "{told}");
+        let flow = console.connect().await.expect("it runs").flow().await.expect("an answer");
+        assert_eq!(flow, Flow::Active, "{kind}: {told}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -69,6 +69,8 @@ impl DaemonError {
 pub(super) struct Daemon {
     pub(super) identity: Identity,
     pub(super) etcd: Arc<Etcd>,
+    /// Of this machine's PgBouncer processes.
+    pub(super) pauser: Arc<Pauser>,
     pub(super) gate: SharedGate,
     pub(super) stop: Stop,
     pub(super) log: Logger,
@@ -85,14 +87,18 @@ impl Daemon {
         log: Logger,
     ) -> Result<Self, DaemonError> {
         let (switch, stop) = Stop::new();
+        let (etcd, gate) = (super::parts::etcd(config)?, SharedGate::default());
+        // Before anything that may fail, or take its time: clients may be held.
+        let pauser = recovered(config, &etcd, &gate, &log).await;
         let identity = super::parts::identity(config).await?;
         info!(log, "starting"; "event" => "daemon.start", "kind" => %kind,
             "host" => &identity.name, "address" => %identity.address,
             "version" => env!("CARGO_PKG_VERSION"));
         Ok(Self {
             identity,
-            etcd: super::parts::etcd(config)?,
-            gate: SharedGate::default(),
+            etcd,
+            pauser,
+            gate,
             token: super::parts::token(config)?,
             stop,
             log,
@@ -109,18 +115,6 @@ impl Daemon {
         task: impl Future<Output = ()> + Send + 'static,
     ) {
         self.tasks.spawn(name, task);
-    }
-
-    /// A pauser for PgBouncer's processes, which first ends a pause that nobody owns any more.
-    pub(super) async fn pauser(&self, config: &Config) -> Arc<Pauser> {
-        let options = PauserOptions {
-            consoles: consoles(config),
-            resume_limit: config.failover.resume_timeout.get(),
-            adopt_ceiling: config.failover.pause_expiry.get(),
-        };
-        let pauser = Arc::new(Pauser::new(options, self.gate.clone(), self.log.clone()));
-        pauser.recover_from(&self.etcd, config.etcd.call_timeout.get()).await;
-        pauser
     }
 
     /// Serves the API at `listen`, and registers it.
@@ -195,9 +189,10 @@ impl Daemon {
 
     /// Runs until a signal, then ends everything; returns whether a signal was the cause.
     ///
-    /// A pause that `pauser` holds then is left to whoever ends it, at most for [`DRAIN`]: let go by this
+    /// A pause that is held then is left to whoever ends it, at most for [`DRAIN`]: let go by this
     /// agent, its clients would run into the middle of a move.
-    pub(super) async fn run(self, pauser: &Pauser) -> bool {
+    pub(super) async fn run(self) -> bool {
+        let pauser = &self.pauser;
         let flowing = async {
             let _ = tokio::time::timeout(DRAIN, pauser.drain()).await;
             pauser.stop().await;
@@ -207,6 +202,18 @@ impl Daemon {
         pauser.stop().await;
         signalled
     }
+}
+
+/// A pauser for PgBouncer's processes, which has ended a pause that nobody owns any more.
+async fn recovered(config: &Config, etcd: &Etcd, gate: &SharedGate, log: &Logger) -> Arc<Pauser> {
+    let options = PauserOptions {
+        consoles: consoles(config),
+        resume_limit: config.failover.resume_timeout.get(),
+        adopt_ceiling: config.failover.pause_expiry.get(),
+    };
+    let pauser = Arc::new(Pauser::new(options, gate.clone(), log.clone()));
+    pauser.recover_from(etcd, config.etcd.call_timeout.get()).await;
+    pauser
 }
 
 /// One console for each PgBouncer process.

@@ -42,7 +42,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     let (state, follower) = (proxy.state(), Arc::new(proxy.follower()));
     daemon.spawn("render", proxy.run(daemon.stop.clone()));
 
-    let pauser = daemon.pauser(config).await;
+    let pauser = Arc::clone(&daemon.pauser);
     let page = Arc::new(ProxyPage::new(state.clone(), pauser.status()));
     daemon.serve_web(&config.web.proxy_listen, page).await?;
     // `check` has refused a configuration without templates.
@@ -57,7 +57,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         gate: daemon.gate.clone(),
     };
     daemon.serve_api(config, daemon::listen(&config.api.proxy_listen), parts).await?;
-    Ok(daemon.run(&pauser).await)
+    Ok(daemon.run().await)
 }
 
 fn templates(config: &Config) -> Vec<Template> {

@@ -68,7 +68,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     });
     daemon.serve_web(&config.web.supervise_listen, page).await?;
 
-    let pauser = daemon.pauser(config).await;
+    let pauser = Arc::clone(&daemon.pauser);
     let checks = SuperviseChecks::new(
         node.clone(),
         Arc::clone(&pacemaker),
@@ -85,7 +85,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
         gate: daemon.gate.clone(),
     };
     daemon.serve_api(config, daemon::listen(&config.api.supervise_listen), parts).await?;
-    Ok(daemon.run(&pauser).await)
+    Ok(daemon.run().await)
 }
 
 fn pacemaker_options(config: &Config) -> PacemakerOptions {
