@@ -102,7 +102,10 @@ fn unsaid(error: &io::Error, exit: Exit) -> Exit {
 }
 
 fn block_on(work: impl Future<Output = Exit>) -> Exit {
-    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    // One of them may hang in a file; what ends a pause runs on another, on a single processor as well.
+    let workers = std::thread::available_parallelism().map_or(2, |count| count.get().max(2));
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    match runtime.worker_threads(workers).enable_all().build() {
         Ok(runtime) => {
             let exit = runtime.block_on(work);
             // What is still blocked must not keep the process.

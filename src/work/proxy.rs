@@ -134,7 +134,8 @@ impl Proxy {
     async fn reconcile(&mut self) {
         let mut changed = None;
         if let Some((wanted, followed)) = self.read().await {
-            match self.renderer.apply(&wanted) {
+            // A disk that hangs must not hang what resumes PgBouncer.
+            match tokio::task::block_in_place(|| self.renderer.apply(&wanted)) {
                 Ok(before) => {
                     self.followed = followed;
                     if before.is_some() {
@@ -224,7 +225,7 @@ impl Proxy {
     }
 
     async fn restore(&mut self, before: Before) {
-        match self.renderer.restore(before) {
+        match tokio::task::block_in_place(|| self.renderer.restore(before)) {
             Ok(false) => return,
             Ok(true) => self.note(Part::Render, Some(RenderError::Rejected.to_string())),
             Err(error) => self.note(Part::Render, Some(chain(&error).to_string())),
