@@ -22,6 +22,7 @@ use pgcm::{
     work::{
         fence::SharedGate,
         follow::{FollowError, Follower},
+        join::Joining,
         pauser::{Pauser, PauserOptions},
         proxy::{Proxy, ProxyOptions, ProxyState},
         register,
@@ -434,6 +435,49 @@ async fn a_starting_agent_asks_etcd_whose_the_pause_is() {
     world.server.stop();
     agent().recover_from(&world.etcd, Duration::from_millis(500)).await;
     assert_eq!(flow().await, Flow::Active, "an unknown pause does not last");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joined_pause_outlives_its_coordinator_until_another_primary_is_followed() {
+    let world = world(POLL).await;
+    let deadline = pgcm::edge::clock::unix_ms() + 60_000;
+    let attempt = serde_json::json!({
+        "id": "dead", "holder": "h", "purpose": "failover", "started_at": "", "step": "migrate",
+        "pause_deadline_unix_ms": deadline,
+    });
+    put(&world.etcd, "/failover", &attempt.to_string()).await;
+    let options = PauserOptions {
+        consoles: vec![world.pgbouncer.console()],
+        resume_limit: Duration::from_secs(2),
+        adopt_ceiling: Duration::from_secs(60),
+    };
+    let joining = Joining {
+        etcd: Arc::clone(&world.etcd),
+        pauser: Arc::new(Pauser::new(options, SharedGate::default(), discard())),
+        follower: Arc::new(world.follower.clone()),
+        registration: Registration {
+            host: "app01".into(),
+            kind: AgentKind::Proxy,
+            api: "127.0.0.1:8081".parse().unwrap(),
+            version: "1".into(),
+        },
+        log: discard(),
+    };
+    let console = world.pgbouncer.console();
+    let flow = || async { console.connect().await.unwrap().flow().await.unwrap() };
+    let joined = joining.begin().await;
+    assert_eq!(flow().await, Flow::Held);
+    let task = tokio::spawn(joining.run(joined));
+    // Its lease ends; Pacemaker may still be asked to move the primary.
+    let lock = world.etcd.get("/failover").await.unwrap().unwrap();
+    let expect = pgcm::edge::etcd::Expect::ModRevision(lock.mod_revision);
+    world.etcd.delete_if("/failover", expect).await.unwrap();
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(flow().await, Flow::Held, "the old primary is about to be demoted");
+    set_master(&world.etcd, TWO).await;
+    eventually(SOON, "clients are let go", || async { flow().await == Flow::Active }).await;
+    assert_eq!(world.host().await, TWO);
+    task.abort();
 }
 
 #[tokio::test(flavor = "multi_thread")]

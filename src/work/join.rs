@@ -44,6 +44,13 @@ pub struct Joining {
     pub log: Logger,
 }
 
+/// A pause that was joined.
+pub struct Joined {
+    claim: Claim,
+    /// `/master` as it was then.
+    master: Option<String>,
+}
+
 struct Seen {
     /// The failover that holds the lock, with its fencing token.
     attempt: Option<(Attempt, i64)>,
@@ -54,18 +61,18 @@ struct Seen {
 
 impl Joining {
     /// Joins the pause that a failover holds now, if any. To be called before the agent serves.
-    pub async fn begin(&self) -> Option<Claim> {
+    pub async fn begin(&self) -> Option<Joined> {
         let seen = self.look().await.ok()?;
         let (attempt, token) = seen.attempt?;
         let claim = Claim { attempt: attempt.id.clone(), token };
         if attempt.phase() == Phase::Moving && self.hold(&claim, &attempt).await {
-            return Some(claim);
+            return Some(Joined { claim, master: seen.master });
         }
         None
     }
 
     /// Goes on with what [`Self::begin`] returned until no failover runs that does not know this agent.
-    pub async fn run(self, mut held: Option<Claim>) {
+    pub async fn run(self, mut held: Option<Joined>) {
         // Whose pause this agent takes no further part in.
         let mut left: Option<Claim> = None;
         loop {
@@ -85,16 +92,23 @@ impl Joining {
                     if attempt.phase() == Phase::Moving && left.as_ref() != Some(claim) =>
                 {
                     if self.hold(claim, attempt).await {
-                        held = Some(claim.clone());
+                        held = Some(Joined { claim: claim.clone(), master: seen.master });
                     } else {
                         left = Some(claim.clone());
                     }
                 }
-                (Some((claim, attempt)), Some(own))
-                    if claim == own && attempt.phase() != Phase::LettingGo => {}
-                (_, Some(own)) => {
-                    self.let_go(own, seen.master.as_deref()).await;
-                    left = held.take();
+                (now, Some(own)) => {
+                    let its_own = now.as_ref().filter(|(claim, _)| *claim == own.claim);
+                    let lets_go =
+                        its_own.is_some_and(|(_, attempt)| attempt.phase() == Phase::LettingGo);
+                    // Without a word of its coordinator only another primary ends it, or its expiry: Pacemaker may
+                    // still be asked to move, and whoever holds clients with this agent holds them on.
+                    if lets_go || its_own.is_none() && seen.master != own.master {
+                        self.let_go(&own.claim, seen.master.as_deref()).await;
+                    }
+                    if !self.is_held(&own.claim) {
+                        left = held.take().map(|own| own.claim);
+                    }
                 }
                 (None, None) if seen.registered => return,
                 _ => {}
@@ -117,6 +131,11 @@ impl Joining {
         });
         let master = snapshot.get(MASTER).map(|entry| entry.value.clone());
         Ok(Seen { attempt, registered, master })
+    }
+
+    /// Whether clients are held here on behalf of `claim`.
+    fn is_held(&self, claim: &Claim) -> bool {
+        self.pauser.status().borrow().attempt.as_ref() == Some(&claim.attempt)
     }
 
     /// Holds clients on behalf of `claim` for what is left of its pause; returns whether they are held.
@@ -146,8 +165,7 @@ impl Joining {
 
     /// Lets clients go once PgBouncer follows the primary; the pause's expiry bounds the wait.
     async fn let_go(&self, claim: &Claim, master: Option<&str>) {
-        let status = self.pauser.status();
-        let is_ours = || status.borrow().attempt.as_ref() == Some(&claim.attempt);
+        let is_ours = || self.is_held(claim);
         let until = Instant::now() + self.pauser.ceiling();
         if let Some(address) = master.and_then(|master| master.parse().ok()) {
             while is_ours() && Instant::now() < until {
