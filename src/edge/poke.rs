@@ -5,6 +5,9 @@ use std::{fs, io, os::unix::fs::PermissionsExt, os::unix::net, path::Path};
 /// Where supervise listens for pokes.
 pub const SOCKET: &str = "/run/pgcm/supervise.sock";
 
+/// So many pokes are taken with the first.
+const AT_ONCE: usize = 64;
+
 /// How soon supervise shall look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Urgency {
@@ -43,14 +46,16 @@ pub fn listen(path: &Path) -> io::Result<tokio::net::UnixDatagram> {
     Ok(socket)
 }
 
-/// Waits for a poke and takes all that have come with it; tells the most urgent.
+/// Waits for a poke and takes what has come with it; tells the most urgent.
 ///
 /// # Errors
 /// Those of the socket.
 pub async fn poked(socket: &tokio::net::UnixDatagram) -> io::Result<Urgency> {
     let mut said = [0_u8; 16];
     let mut is_urgent = socket.recv(&mut said).await? > 0;
-    while let Ok(length) = socket.try_recv(&mut said) {
+    // Whoever floods the socket does not hold up the look.
+    for _ in 0..AT_ONCE {
+        let Ok(length) = socket.try_recv(&mut said) else { break };
         is_urgent |= length > 0;
     }
     Ok(if is_urgent { Urgency::Now } else { Urgency::Soon })
