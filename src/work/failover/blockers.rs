@@ -14,8 +14,10 @@ use super::{
 };
 use crate::{edge::peer::pb, model::terminated::Terminated, work::shutdown::Stop};
 
-/// Bounds each question and each request: clients wait meanwhile.
+/// Bounds each question: clients wait meanwhile.
 const LIMIT: Duration = Duration::from_secs(2);
+/// Bounds the request to end them. Longer than what the agent's query may take: what it ended is to be told.
+const TERMINATE: Duration = Duration::from_secs(4);
 /// Pause between two rounds: a later tier brings transactions of its own.
 const AGAIN: Duration = Duration::from_millis(300);
 
@@ -57,7 +59,7 @@ impl Failover {
             agents
         };
         let agent = agents.first().ok_or("no supervise of the primary is there to ask")?;
-        let answer = agent.peer.terminate(self.attempt(), blockers, min_age, LIMIT).await;
+        let answer = agent.peer.terminate(self.attempt(), blockers, min_age, TERMINATE).await;
         answer.map_err(|error| error.to_string())
     }
 

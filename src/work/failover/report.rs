@@ -159,6 +159,8 @@ impl Report {
         let exit = judge(&outcome, state);
         let old_primary = state.before.as_ref().map(|view| view.primary.clone());
         let held = state.held_since.zip(state.released_at);
+        // Once a move was asked for, only who looked afterwards knows.
+        let stays = !state.migrate_begun;
         Self {
             kind: "planned",
             attempt: attempt.id.clone(),
@@ -171,7 +173,7 @@ impl Report {
             },
             step: None,
             exit_code: Some(exit as u8),
-            new_primary: state.after.clone().or_else(|| old_primary.clone()),
+            new_primary: state.after.clone().or_else(|| old_primary.clone().filter(|_| stays)),
             old_primary,
             clients_held_ms: held.map(|(from, to)| millis(to.saturating_duration_since(from))),
             busy: is_busy(exit, outcome.stopped.as_ref(), &state.findings),
@@ -347,6 +349,9 @@ impl Report {
             Exit::Refused => "checks failed; nothing was touched".to_owned(),
             Exit::Locked => "the failover lock is held elsewhere; nothing was touched".to_owned(),
             Exit::PutBack => format!("stopped; everything was put back; the primary is {old}"),
+            Exit::NeedsHands if self.new_primary.is_none() => {
+                "stopped; needs hands; which node is the primary is not known".to_owned()
+            }
             Exit::NeedsHands => format!("stopped; needs hands; the primary is {new}"),
         }
     }
