@@ -22,6 +22,7 @@ use pgcm::{
             Finding,
             Severity::{self, Refuse, Warn},
         },
+        health::Verdict,
         primary::LocalFacts,
     },
     work::{
@@ -365,6 +366,8 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
         .replace("\"success\"", "\"failed\"");
     let left_alone = HEALTHY.replace("managed=\"true\"", "managed=\"false\"");
     let ban = "<rsc_location id=\"cli-ban-msPostgresql-on-pg02\" rsc=\"msPostgresql\"/>";
+    let tie = "<rsc_colocation id=\"tie\" rsc=\"vip\" with-rsc=\"msPostgresql\" \
+               with-rsc-role=\"Promoted\" score=\"INFINITY\"/>";
     for (crm_mon, constraint, check, severity, words) in [
         (maintenance, "", "maintenance", Refuse, "--name maintenance-mode --delete"),
         (&left_alone, "", "maintenance", Refuse, "run: crm resource manage Postgresql"),
@@ -374,6 +377,7 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
         (&no_device, "", "fencing", Warn, "no fencing device is started"),
         (&failed_fencing, "", "fencing", Warn, "run: stonith_admin --cleanup --history pg03"),
         (HEALTHY, ban, "constraints", Refuse, "@id='cli-ban-msPostgresql-on-pg02'"),
+        (HEALTHY, tie, "constraints", Warn, "tie allows a primary only where vip can run"),
     ] {
         let view = PacemakerView::parse(crm_mon, "Postgresql").expect("recorded");
         let primary = view.promoted().first().map(|&node| node.to_owned()).expect("one");
@@ -384,6 +388,27 @@ async fn what_pacemaker_would_not_do_is_named_with_its_remedy() {
         let quiet = quiet.findings(&terms("pg02")).await;
         assert!(!quiet.iter().any(|finding| finding.check == check), "{check}: {quiet:?}");
     }
+}
+
+#[tokio::test]
+async fn what_pins_the_primary_is_in_the_health_of_the_dcs_supervise_alone() {
+    let server = start_postgres().await;
+    let ban = "<rsc_location id=\"cli-ban-msPostgresql-on-pg02\" rsc=\"msPostgresql\"/>";
+    let expired = "<rsc_location id=\"cli-prefer-msPostgresql\" rsc=\"msPostgresql\"><rule id=\"r\">\
+                   <date_expression id=\"d\" operation=\"lt\" end=\"2001-01-01T00:00:00Z\"/></rule></rsc_location>";
+    let constraints = async |node: &str, text: &str| {
+        let health = checks(node, &server, scene(HEALTHY, &[text])).health().await;
+        let found = health.components.into_iter().find(|one| one.name == "constraints")?;
+        Some((found.verdict, found.message))
+    };
+    let (verdict, message) = constraints("pg01", ban).await.expect("it is the DC");
+    assert_eq!(verdict, Verdict::Degraded);
+    assert!(message.contains("@id='cli-ban-msPostgresql-on-pg02'"), "{message}");
+    for harmless in ["", expired] {
+        let (verdict, message) = constraints("pg01", harmless).await.expect("it is the DC");
+        assert_eq!(verdict, Verdict::Healthy, "{message}");
+    }
+    assert_eq!(constraints("pg02", ban).await, None);
 }
 
 #[tokio::test]

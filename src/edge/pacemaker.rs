@@ -142,11 +142,9 @@ impl<R: Run> Pacemaker<R> {
             return Err(exit("cibadmin", &output));
         }
         let about = |id: &str| id == self.options.resource || view.clone.as_deref() == Some(id);
-        let mut locations =
-            location::parse(&output.stdout).map_err(PacemakerError::Constraints)?;
+        let mut locations = location::parse(&output.stdout).map_err(PacemakerError::Constraints)?;
         locations.retain(|location| about(&location.resource));
-        let ties =
-            colocation::parse(&output.stdout, about).map_err(PacemakerError::Constraints)?;
+        let ties = colocation::parse(&output.stdout, about).map_err(PacemakerError::Constraints)?;
         Ok(Constraints { locations, ties })
     }
 

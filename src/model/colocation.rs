@@ -26,7 +26,8 @@ pub fn parse(text: &str, is_ours: impl Fn(&str) -> bool) -> Result<Vec<Tie>, Xml
             i64::MIN => false,
             _ => return None,
         };
-        let other = other_of_two(constraint, &is_ours).or_else(|| other_of_sets(constraint, &is_ours));
+        let other =
+            other_of_two(constraint, &is_ours).or_else(|| other_of_sets(constraint, &is_ours));
         Some(Tie { id: constraint.attribute("id").to_owned(), other: other?, together })
     };
     Ok(found.filter_map(tie).collect())
@@ -100,7 +101,9 @@ mod tests {
     #[test]
     fn sets_are_read() {
         let set = |score: &str, ids: [&str; 2]| {
-            let [one, two] = ids.map(|id| format!("<resource_set id=\"s\"><resource_ref id=\"{id}\"/></resource_set>"));
+            let [one, two] = ids.map(|id| {
+                format!("<resource_set id=\"s\"><resource_ref id=\"{id}\"/></resource_set>")
+            });
             ties(&format!("<rsc_colocation id=\"c\" score=\"{score}\">{one}{two}</rsc_colocation>"))
         };
         assert_eq!(set("INFINITY", ["vip", "msPostgresql"]), ["c vip true"]);

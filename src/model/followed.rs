@@ -40,9 +40,10 @@ impl Followed {
     /// It is older than what is followed, or may be.
     pub fn by(&self, wanted: &Wanted, revision: i64) -> Result<Self, Older> {
         let primary = wanted.view.as_ref().map(|view| view.primary.clone());
-        let is_known = primary.as_ref().zip(self.primary.as_ref()).is_some_and(|(now, before)| {
-            now == before || now.timeline > before.timeline
-        });
+        let is_known = primary
+            .as_ref()
+            .zip(self.primary.as_ref())
+            .is_some_and(|(now, before)| now == before || now.timeline > before.timeline);
         if revision < self.revision && !is_known {
             let (seen, primary) = (self.revision, self.primary.clone());
             return Err(Older { seen, found: revision, primary });
@@ -65,7 +66,8 @@ mod tests {
 
     #[test]
     fn a_higher_revision_is_followed_whatever_it_says() {
-        let followed = Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
+        let followed =
+            Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
         assert!(followed.by(&wanted("10.0.0.1", "pg01", 7), 41).is_ok());
         // A database made anew begins its timelines anew.
         assert!(followed.by(&wanted("10.0.0.2", "pg02", 1), 41).is_ok());
@@ -75,7 +77,8 @@ mod tests {
 
     #[test]
     fn of_another_etcd_the_same_primary_or_a_newer_timeline_is_followed() {
-        let followed = Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
+        let followed =
+            Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
         let again = followed.by(&wanted("10.0.0.1", "pg01", 7), 4).expect("the same");
         assert!(again.by(&wanted("10.0.0.2", "pg02", 8), 3).is_ok());
         assert!(followed.by(&wanted("10.0.0.2", "pg02", 8), 4).is_ok());
@@ -83,7 +86,8 @@ mod tests {
 
     #[test]
     fn of_another_etcd_what_is_older_or_may_be_is_refused() {
-        let followed = Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
+        let followed =
+            Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
         let bare = Wanted { view: None, ..wanted("10.0.0.1", "pg01", 7) };
         for back in [
             wanted("10.0.0.2", "pg02", 6),
@@ -102,7 +106,8 @@ mod tests {
 
     #[test]
     fn a_view_that_is_missing_for_a_while_does_not_make_the_timeline_forgotten() {
-        let followed = Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
+        let followed =
+            Followed::default().by(&wanted("10.0.0.1", "pg01", 7), 40).expect("the first");
         let bare = Wanted { view: None, ..wanted("10.0.0.1", "pg01", 7) };
         let followed = followed.by(&bare, 41).expect("newer");
         assert!(followed.by(&wanted("10.0.0.2", "pg02", 6), 4).is_err());

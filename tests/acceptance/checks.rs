@@ -77,14 +77,22 @@ const PACEMAKER: &[Case] = &[
         provoke: "crm_resource --ban --promoted --resource msPostgresql --node OTHER",
         put_back: "cibadmin --delete --xpath \"//rsc_location[@id='cli-ban-msPostgresql-on-OTHER']\"",
         args: &[],
-        found: &[(
-            "constraints",
-            "refuse",
-            &[
-                "constraint cli-ban-msPostgresql-on-OTHER of an earlier move",
-                "cibadmin --delete --xpath \"//rsc_location[@id='cli-ban-msPostgresql-on-OTHER']\"",
-            ],
-        )],
+        found: &[
+            (
+                "constraints",
+                "refuse",
+                &[
+                    "constraint cli-ban-msPostgresql-on-OTHER of an earlier move",
+                    "cibadmin --delete --xpath \"//rsc_location[@id='cli-ban-msPostgresql-on-OTHER']\"",
+                ],
+            ),
+            // As `pgcm status` shows it, too.
+            (
+                "health",
+                "warn",
+                &["constraints: constraint cli-ban-msPostgresql-on-OTHER of an earlier move"],
+            ),
+        ],
     },
     Case {
         at: "PRIMARY",
@@ -100,6 +108,19 @@ const PACEMAKER: &[Case] = &[
                 "constraint mine, about the primary on PRIMARY, would keep it from SYNC",
                 "cibadmin --delete --xpath \"//rsc_location[@id='mine']\"",
             ],
+        )],
+    },
+    Case {
+        at: "PRIMARY",
+        provoke: "cibadmin --create --scope resources --xml-text \"<primitive id='tied' class='ocf' provider='pacemaker' \
+                  type='Dummy'/>\" && cibadmin --create --scope constraints --xml-text \"<rsc_colocation id='tie' \
+                  rsc='tied' with-rsc='msPostgresql' with-rsc-role='Promoted' score='INFINITY'/>\"",
+        put_back: "cibadmin --delete --xpath \"//rsc_colocation[@id='tie']\" && cibadmin --delete --xpath \"//primitive[@id='tied']\"",
+        args: &[],
+        found: &[(
+            "constraints",
+            "warn",
+            &["constraint tie allows a primary only where tied can run", "influence=false"],
         )],
     },
     Case {

@@ -75,7 +75,8 @@ impl<R: Run> SuperviseChecks<R> {
             [primary] if primary == self.node => {
                 findings.extend(pacemaker::maintenance(&view, self.pacemaker.resource()));
                 findings.extend(pacemaker::cluster(&view));
-                let (constraints, dc) = tokio::join!(self.constraints(&view, terms), self.dc(&view));
+                let (constraints, dc) =
+                    tokio::join!(self.constraints(&view, terms), self.dc(&view));
                 findings.extend(constraints);
                 findings.extend(dc);
                 match &facts {
@@ -278,7 +279,9 @@ impl<R: Run> SuperviseChecks<R> {
                 let counting = counting(&found);
                 let pins = counting.iter().filter(by_hand).map(|found| pacemaker::pins(&found.id));
                 match pins.collect::<Vec<_>>() {
-                    pins if pins.is_empty() => (Verdict::Healthy, "none pins the primary".to_owned()),
+                    pins if pins.is_empty() => {
+                        (Verdict::Healthy, "none pins the primary".to_owned())
+                    }
                     pins => (Verdict::Degraded, pins.join("; ")),
                 }
             }
