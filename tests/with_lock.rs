@@ -3,6 +3,7 @@
 mod support;
 
 use std::{
+    fs::File,
     io::Write,
     process::Stdio,
     sync::Arc,
@@ -119,6 +120,40 @@ async fn a_lost_lock_ends_the_command_and_what_it_started() {
     assert!(stderr.contains("the failover lock was lost while `sh` ran"), "{stderr}");
     assert!(stderr.contains("killed, with status 137"), "{stderr}");
     assert!(began.elapsed() < SOON, "{:?}", began.elapsed());
+}
+
+/// The command ends when it is told to, and leaves something behind that does not: also on a terminal, whose group it
+/// has to share.
+#[tokio::test]
+async fn a_lost_lock_ends_what_an_obedient_command_has_left_behind() {
+    for on_terminal in [false, true] {
+        let (_server, etcd, pgcm) = setup().await;
+        let script = format!(
+            "(trap '' TERM; touch {0}/begun; sleep 600) & \
+             setsid sh -c 'touch {0}/daemon; sleep 5; touch {0}/lasted' > /dev/null 2>&1 & wait",
+            pgcm.path("").display()
+        );
+        let args = ["with-lock", "--kill-after", "1s", "--", "sh", "-c", &script];
+        let mut command = pgcm.command(&args);
+        if on_terminal {
+            let mut terminal = File::options();
+            let terminal = terminal.read(true).write(true).open("/dev/ptmx");
+            command.stdin(terminal.expect("a terminal"));
+        }
+        let child = command.spawn().expect("pgcm starts");
+        let begun = || async { pgcm.path("begun").exists() && pgcm.path("daemon").exists() };
+        eventually(SOON, "it runs", begun).await;
+        let entry = etcd.get(LOCK).await.expect("etcd answers").expect("held");
+        etcd.revoke(entry.lease).await.expect("revoked");
+        let began = Instant::now();
+        // Until nobody has its output open any more, the daemon excepted.
+        let (status, _, stderr) = end(child);
+        assert!(began.elapsed() < SOON, "{:?}: {stderr}", began.elapsed());
+        assert_eq!(status, 1, "{stderr}");
+        assert!(stderr.contains("killed, with status"), "{stderr}");
+        let lasted = || async { pgcm.path("lasted").exists() };
+        eventually(SOON, "a daemon is left alone", lasted).await;
+    }
 }
 
 #[tokio::test]

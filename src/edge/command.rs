@@ -2,11 +2,13 @@
 
 use std::{future::Future, process::Stdio, time::Duration};
 
-use nix::{
-    sys::signal::{Signal, kill, killpg},
-    unistd::Pid,
-};
+use nix::sys::signal::{Signal, kill};
 use tokio::io::AsyncWriteExt;
+
+use super::descendants;
+
+/// How often it is looked whether everything has ended.
+const LOOK: Duration = Duration::from_millis(50);
 
 /// One process to run to its end, in the root directory: whoever it runs as may be there.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -168,7 +170,7 @@ pub struct Foreground {
     pub args: Vec<String>,
     /// Added to the environment.
     pub variables: Vec<(String, String)>,
-    /// Whether it leads a process group: signals then reach whatever it starts as well. On a
+    /// Whether it leads a process group: what is sent to this process's group does not reach it then. On a
     /// terminal it may not, or it could not read from it.
     pub own_group: bool,
 }
@@ -178,10 +180,11 @@ pub struct Foreground {
 pub struct Attached {
     child: tokio::process::Child,
     program: String,
-    own_group: bool,
 }
 
 impl Attached {
+    /// To be called in a process that starts nothing else.
+    ///
     /// # Errors
     /// [`CommandError::Missing`], [`CommandError::Start`].
     #[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
@@ -192,8 +195,9 @@ impl Attached {
         if own_group {
             command.process_group(0);
         }
+        descendants::adopt_orphans();
         let child = command.spawn().map_err(|source| not_started(&program, source))?;
-        Ok(Self { child, program, own_group })
+        Ok(Self { child, program })
     }
 
     /// Waits for its end; returns its status, or 128 + the signal that ended it. May be dropped and
@@ -208,12 +212,24 @@ impl Attached {
             .map_err(|source| CommandError::Lost { program: self.program.clone(), source })
     }
 
-    /// Sends `signal` to it, or to its group; nothing happens when it has ended.
+    /// Waits for the end of it and of whatever it has started, daemons excepted; returns its status.
+    ///
+    /// # Errors
+    /// [`CommandError::Lost`].
+    pub async fn wait_for_all(&mut self) -> Result<i32, CommandError> {
+        let status = self.wait().await?;
+        while !descendants::running().is_empty() {
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(status)
+    }
+
+    /// Sends `signal` to it and to whatever it has started, daemons excepted.
     pub fn signal(&self, signal: Signal) {
-        let Some(pid) = self.child.id().and_then(|id| i32::try_from(id).ok()) else { return };
-        let pid = Pid::from_raw(pid);
-        // The only failure that can be: it is gone by now.
-        let _ = if self.own_group { killpg(pid, signal) } else { kill(pid, signal) };
+        for pid in descendants::running() {
+            // The only failure that can be: it is gone by now.
+            let _ = kill(pid, signal);
+        }
     }
 }
 

@@ -6,6 +6,7 @@ pub mod attributes;
 pub mod clock;
 pub mod command;
 pub mod data_directory;
+pub mod descendants;
 pub mod disk;
 pub mod etcd;
 pub mod failure_note;

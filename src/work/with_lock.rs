@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use nix::sys::signal::Signal;
 use slog::{Logger, info, warn};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::shutdown::Stop;
 use crate::{
@@ -20,6 +20,8 @@ use crate::{
 
 /// How long a killed process may take to be gone.
 const LAST: Duration = Duration::from_secs(5);
+/// How often it is killed meanwhile.
+const AGAIN: Duration = Duration::from_millis(200);
 
 #[derive(Debug, Clone)]
 pub struct WithLockOptions {
@@ -66,8 +68,8 @@ pub enum WithLockError {
 
 /// Takes the lock, runs the command with this process's input and output, gives the lock back.
 ///
-/// When the lock is lost, or at `stop`, the command gets SIGTERM and, after
-/// [`WithLockOptions::kill_after`], SIGKILL. `interrupt` counts as a stop unless the terminal tells
+/// When the lock is lost, or at `stop`, the command and what it has started get SIGTERM and, after
+/// [`WithLockOptions::kill_after`], SIGKILL; a daemon that began a session of its own does not. `interrupt` counts as a stop unless the terminal tells
 /// the command itself. Needs no key in etcd but the lock.
 ///
 /// # Errors
@@ -149,7 +151,8 @@ async fn held(
     Ok(Ended::Command(status))
 }
 
-/// Tells the command to end, then makes it; returns its status and whether it had to be killed.
+/// Tells the command, and what it has started, to end, then makes them; returns its status and whether any had to be
+/// killed.
 async fn end(
     command: &mut Attached,
     options: &WithLockOptions,
@@ -157,11 +160,16 @@ async fn end(
 ) -> Result<(i32, bool), WithLockError> {
     warn!(log, "telling the command to end"; "event" => "lock.command.stop",
         "program" => &options.program, "kill_after_ms" => millis(options.kill_after));
-    for (signal, limit) in [(Signal::SIGTERM, options.kill_after), (Signal::SIGKILL, LAST)] {
-        command.signal(signal);
-        if let Ok(status) = timeout(limit, command.wait()).await {
-            let status = status.map_err(WithLockError::Command)?;
-            return Ok((status, signal == Signal::SIGKILL));
+    command.signal(Signal::SIGTERM);
+    if let Ok(status) = timeout(options.kill_after, command.wait_for_all()).await {
+        return Ok((status.map_err(WithLockError::Command)?, false));
+    }
+    let until = Instant::now() + LAST;
+    while Instant::now() < until {
+        // Again: what is being killed may have started something.
+        command.signal(Signal::SIGKILL);
+        if let Ok(status) = timeout(AGAIN, command.wait_for_all()).await {
+            return Ok((status.map_err(WithLockError::Command)?, true));
         }
     }
     Err(WithLockError::Unkillable { program: options.program.clone() })
