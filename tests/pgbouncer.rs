@@ -160,27 +160,6 @@ async fn a_stale_token_is_refused_and_touches_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_holds_clients_may_let_them_go_also_once_another_has_the_lock() {
-    let (_postgres, pgbouncer) = setup().await;
-    let gate = SharedGate::default();
-    let options = PauserOptions {
-        consoles: vec![pgbouncer.console()],
-        resume_limit: 2 * SECOND,
-        adopt_ceiling: 2 * SECOND,
-    };
-    let pauser = Pauser::new(options, gate.clone(), discard());
-    pauser.pause(&claim("old", 6), SHORT, LONG).await.unwrap();
-    gate.lock().heed(LockSeen::Failover { token: 7 });
-    let error = pauser.pause(&claim("old", 6), SHORT, LONG).await.unwrap_err();
-    assert!(matches!(error, PauseError::Stale(_)), "{error:?}");
-    pauser.resume(&claim("old", 6)).await.unwrap();
-    assert_eq!(flow(&pgbouncer).await, Flow::Active);
-    // Once it holds nobody it has no say any more.
-    let error = pauser.resume(&claim("old", 6)).await.unwrap_err();
-    assert!(matches!(error, PauseError::Stale(_)), "{error:?}");
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn limits_out_of_range_are_refused() {
     let pgbouncer = Pgbouncer::new(free_port(), "", "");
     let pauser = pauser(&[&pgbouncer]);

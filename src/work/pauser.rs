@@ -282,10 +282,6 @@ impl Inner {
 
     async fn resume(self: &Arc<Self>, claim: &Claim) -> Result<(), PauseError> {
         let check = || -> Result<(), PauseError> {
-            // Whoever else has the lock by now: its own pause is nobody's but the attempt's to end.
-            if self.book().owner() == Some(&claim.attempt) {
-                return Ok(());
-            }
             self.gate.lock().admit_to_let_go(claim.token).map_err(PauseError::Stale)?;
             let checked = self.book().check(claim, Instant::now());
             checked.map_err(|taken| PauseError::Taken { attempt: taken.attempt })

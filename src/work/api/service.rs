@@ -150,6 +150,7 @@ impl pb::agent_server::Agent for Api {
 
     async fn resume(&self, request: Request<pb::ResumeRequest>) -> Answer<pb::ResumeResponse> {
         let (_, claim, _permit) = self.change(request, |body| body.attempt.as_ref())?;
+        self.fence_letting_go(&claim)?;
         let pauser = part(&self.parts.pauser, "PgBouncer to resume")?;
         let asker = claim.clone();
         self.carry_out("resume", claim, LIMIT, async move {

@@ -255,9 +255,7 @@ async fn a_stale_fencing_token_is_refused() {
     assert_eq!(reason(&status), STALE_TOKEN);
     server.gate.lock().heed(LockSeen::Failover { token: 9 });
     let peer = Peer::new("pg01/proxy", &server.address.to_string(), &no_token()).expect("a peer");
-    let address = "10.0.0.1".parse().expect("an address");
-    let follow = peer.follow(attempt(8).expect("some"), address, LIMIT, LIMIT);
-    let error = follow.await.expect_err("stale");
+    let error = peer.resume(attempt(8).expect("some"), LIMIT).await.expect_err("stale");
     assert!(matches!(error, PeerError::Stale { .. }), "{error}");
 }
 
