@@ -16,7 +16,8 @@ use crate::{edge::peer::pb, model::terminated::Terminated, work::shutdown::Stop}
 
 /// Bounds each question: clients wait meanwhile.
 const LIMIT: Duration = Duration::from_secs(2);
-/// Bounds the request to end them. Longer than what the agent's query may take: what it ended is to be told.
+/// Bounds the request to end them. Longer than the agent's query may take, unless
+/// `postgres.query-timeout` was raised: what it ended is to be told.
 const TERMINATE: Duration = Duration::from_secs(4);
 /// Pause between two rounds: a later tier brings transactions of its own.
 const AGAIN: Duration = Duration::from_millis(300);

@@ -209,8 +209,7 @@ impl Failover {
             not_followed.extend(followed.clone().err());
             match resumed {
                 Some(Ok(())) => self.let_go_confirmed(agent),
-                // A newer attempt has taken the pause over: it is not ours to end.
-                Some(Err(PeerError::Stale { .. })) => self.let_go_confirmed(agent),
+                // Of a stale one as well: a newer attempt is known there, and may not have taken the pause over yet.
                 Some(Err(error)) => not_resumed.push(error.clone()),
                 None => {}
             }
