@@ -3,7 +3,7 @@
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
 use slog::{Logger, info};
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, task::JoinHandle};
 
 use super::{
     complain,
@@ -71,6 +71,7 @@ pub(super) struct Daemon {
     pub(super) etcd: Arc<Etcd>,
     /// Of this machine's PgBouncer processes.
     pub(super) pauser: Arc<Pauser>,
+    recovery: Recovery,
     pub(super) gate: SharedGate,
     pub(super) stop: Stop,
     pub(super) log: Logger,
@@ -87,10 +88,18 @@ impl Daemon {
         log: Logger,
     ) -> Result<Self, DaemonError> {
         let (switch, stop) = Stop::new();
-        let (etcd, gate) = (super::parts::etcd(config)?, SharedGate::default());
-        // Before anything that may fail, or take its time: clients may be held.
-        let pauser = recovered(config, &etcd, &gate, &log).await;
-        let identity = super::parts::identity(config).await?;
+        let gate = SharedGate::default();
+        let pauser = pauser(config, &gate, &log);
+        let etcd = super::parts::etcd(config);
+        let recovery = recover(&pauser, etcd.as_ref().ok(), config.etcd.call_timeout.get());
+        let parts = async {
+            let identity = super::parts::identity(config).await?;
+            Ok::<_, DaemonError>((etcd?, identity, super::parts::token(config)?))
+        };
+        let (etcd, identity, token) = match parts.await {
+            Ok(parts) => parts,
+            Err(error) => return Err(recovery.before(error).await),
+        };
         info!(log, "starting"; "event" => "daemon.start", "kind" => %kind,
             "host" => &identity.name, "address" => %identity.address,
             "version" => env!("CARGO_PKG_VERSION"));
@@ -98,8 +107,9 @@ impl Daemon {
             identity,
             etcd,
             pauser,
+            recovery,
             gate,
-            token: super::parts::token(config)?,
+            token,
             stop,
             log,
             kind,
@@ -124,6 +134,7 @@ impl Daemon {
         listen: SocketAddr,
         mut parts: Parts,
     ) -> Result<(), DaemonError> {
+        self.recovery.is_over().await;
         let Identity { name, address } = self.identity.clone();
         let listener = api::bind(listen, self.token.is_some(), &self.log).await?;
         let bound = listener.local_addr().unwrap_or(listen);
@@ -179,9 +190,13 @@ impl Daemon {
         page: Arc<dyn Page>,
     ) -> Result<(), DaemonError> {
         let Ok(address) = listen.parse::<SocketAddr>() else { return Ok(()) };
-        let listener = TcpListener::bind(address)
-            .await
-            .map_err(|source| DaemonError::Web { address, source })?;
+        let listener = match TcpListener::bind(address).await {
+            Ok(listener) => listener,
+            Err(source) => {
+                self.recovery.is_over().await;
+                return Err(DaemonError::Web { address, source });
+            }
+        };
         let (stop, log) = (self.stop.clone(), self.log.clone());
         self.spawn("web", web::serve(listener, page, stop, log));
         Ok(())
@@ -204,16 +219,41 @@ impl Daemon {
     }
 }
 
-/// A pauser for PgBouncer's processes, which has ended a pause that nobody owns any more.
-async fn recovered(config: &Config, etcd: &Etcd, gate: &SharedGate, log: &Logger) -> Arc<Pauser> {
+fn pauser(config: &Config, gate: &SharedGate, log: &Logger) -> Arc<Pauser> {
     let options = PauserOptions {
         consoles: consoles(config),
         resume_limit: config.failover.resume_timeout.get(),
         adopt_ceiling: config.failover.pause_expiry.get(),
     };
-    let pauser = Arc::new(Pauser::new(options, gate.clone(), log.clone()));
-    pauser.recover_from(etcd, config.etcd.call_timeout.get()).await;
-    pauser
+    Arc::new(Pauser::new(options, gate.clone(), log.clone()))
+}
+
+/// Ends a pause that nobody owns any more. Neither what is published nor what is rendered waits for it, but the daemon
+/// does before it takes part in another pause, and before it ends because it cannot begin: clients may be held.
+struct Recovery(JoinHandle<()>);
+
+impl Recovery {
+    async fn is_over(&mut self) {
+        if !self.0.is_finished() {
+            let _ = (&mut self.0).await;
+        }
+    }
+
+    async fn before<E>(mut self, error: E) -> E {
+        self.is_over().await;
+        error
+    }
+}
+
+/// Begins it. Without `etcd` nobody can say whose a pause is.
+fn recover(pauser: &Arc<Pauser>, etcd: Option<&Arc<Etcd>>, limit: Duration) -> Recovery {
+    let (pauser, etcd) = (Arc::clone(pauser), etcd.cloned());
+    Recovery(tokio::spawn(async move {
+        match etcd {
+            Some(etcd) => pauser.recover_from(&etcd, limit).await,
+            None => pauser.recover(None).await,
+        }
+    }))
 }
 
 /// One console for each PgBouncer process.

@@ -4,11 +4,7 @@ use std::{
     collections::BTreeSet,
     io,
     net::{IpAddr, Ipv4Addr},
-    time::Duration,
 };
-
-/// How long a name server may take. Whoever starts a daemon tries again.
-const LIMIT: Duration = Duration::from_secs(5);
 
 #[derive(Debug, thiserror::Error)]
 pub enum AddressError {
@@ -30,14 +26,14 @@ pub fn host_name() -> Result<String, AddressError> {
     Ok(name.to_string_lossy().into_owned())
 }
 
-/// The one IPv4 address, other than loopback, that `host` resolves to. Gives up after [`LIMIT`].
+/// The one IPv4 address, other than loopback, that `host` resolves to. Bounded by what `resolv.conf` allows
+/// its name servers.
 ///
 /// # Errors
 /// [`AddressError::NotOne`] when there are several, or none: a guess could publish a wrong one.
 pub async fn own_ipv4(host: &str) -> Result<Ipv4Addr, AddressError> {
-    let found = tokio::time::timeout(LIMIT, tokio::net::lookup_host((host, 0))).await;
-    let found = found
-        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    let found = tokio::net::lookup_host((host, 0))
+        .await
         .map_err(|source| AddressError::Resolve { host: host.to_owned(), source })?;
     let usable: BTreeSet<Ipv4Addr> = found
         .filter_map(|socket| match socket.ip() {
