@@ -58,8 +58,8 @@ pub enum Command {
     /// Run a command while holding the failover lock, so that no failover begins meanwhile
     ///
     /// The command has this terminal, and `PGCM_FENCING_TOKEN` in its environment. If the lock is
-    /// lost, or on SIGTERM or SIGHUP, the command gets SIGTERM and after `--kill-after` SIGKILL. If pgcm itself is
-    /// killed the command goes on, and the lock ends with its lease. Exit codes: 1 error; 5 lock held
+    /// lost, or on SIGTERM or SIGHUP, the command and what it has started get SIGTERM and after `--kill-after` SIGKILL,
+    /// daemons with a session of their own excepted. If pgcm itself is killed the command goes on, and the lock ends with its lease. Exit codes: 1 error; 5 lock held
     /// elsewhere, nothing was run; otherwise the command's own.
     WithLock(WithLock),
 

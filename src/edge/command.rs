@@ -1,8 +1,11 @@
 //! The sole starter of processes: argv and a limit in, output out.
 
-use std::{future::Future, process::Stdio, time::Duration};
+use std::{collections::HashSet, future::Future, process::Stdio, time::Duration};
 
-use nix::sys::signal::{Signal, kill};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
 use tokio::io::AsyncWriteExt;
 
 use super::descendants;
@@ -179,12 +182,13 @@ pub struct Foreground {
 #[derive(Debug)]
 pub struct Attached {
     child: tokio::process::Child,
+    pid: Pid,
     program: String,
+    /// What this process has started before, or was handed over with.
+    bystanders: HashSet<Pid>,
 }
 
 impl Attached {
-    /// To be called in a process that starts nothing else.
-    ///
     /// # Errors
     /// [`CommandError::Missing`], [`CommandError::Start`].
     #[expect(clippy::disallowed_methods, reason = "the one place that starts processes")]
@@ -195,9 +199,11 @@ impl Attached {
         if own_group {
             command.process_group(0);
         }
-        descendants::adopt_orphans();
+        let bystanders = descendants::all();
         let child = command.spawn().map_err(|source| not_started(&program, source))?;
-        Ok(Self { child, program })
+        let pid =
+            Pid::from_raw(child.id().and_then(|id| i32::try_from(id).ok()).unwrap_or(i32::MAX));
+        Ok(Self { child, pid, program, bystanders })
     }
 
     /// Waits for its end; returns its status, or 128 + the signal that ended it. May be dropped and
@@ -218,15 +224,19 @@ impl Attached {
     /// [`CommandError::Lost`].
     pub async fn wait_for_all(&mut self) -> Result<i32, CommandError> {
         let status = self.wait().await?;
-        while !descendants::running().is_empty() {
+        while !descendants::running(self.pid, &self.bystanders).is_empty() {
             tokio::time::sleep(LOOK).await;
         }
         Ok(status)
     }
 
-    /// Sends `signal` to it and to whatever it has started, daemons excepted.
+    /// Sends `signal` to it and to whatever it has started, daemons excepted. To be called once this process is about
+    /// to end.
     pub fn signal(&self, signal: Signal) {
-        for pid in descendants::running() {
+        descendants::adopt_orphans();
+        let others = descendants::running(self.pid, &self.bystanders);
+        let own = self.child.id().map(|_| self.pid);
+        for pid in own.into_iter().chain(others.into_iter().filter(|pid| *pid != self.pid)) {
             // The only failure that can be: it is gone by now.
             let _ = kill(pid, signal);
         }

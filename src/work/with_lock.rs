@@ -69,8 +69,9 @@ pub enum WithLockError {
 /// Takes the lock, runs the command with this process's input and output, gives the lock back.
 ///
 /// When the lock is lost, or at `stop`, the command and what it has started get SIGTERM and, after
-/// [`WithLockOptions::kill_after`], SIGKILL; a daemon that began a session of its own does not. `interrupt` counts as a stop unless the terminal tells
-/// the command itself. Needs no key in etcd but the lock.
+/// [`WithLockOptions::kill_after`], SIGKILL; a daemon that began a session of its own does not.
+/// `interrupt` counts as a stop unless the terminal tells the command itself. Needs no key in etcd
+/// but the lock.
 ///
 /// # Errors
 /// [`WithLockError`]; the lock is free again at once, or when its lease ends.
