@@ -1,14 +1,17 @@
 //! What a proxy follows is never replaced by something older.
 
-use super::{cluster::Primary, wanted::Wanted};
+use super::{
+    cluster::{ClusterView, Primary},
+    wanted::Wanted,
+};
 
 /// What of etcd was followed last.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Followed {
     /// Revision of `/master`; 0 for none yet.
     revision: i64,
-    /// As the view of then named it, if there was one.
-    primary: Option<Primary>,
+    /// As the last view named it, if there was one, and the database that it is the primary of.
+    primary: Option<(Primary, String)>,
 }
 
 /// Why what etcd says is not followed.
@@ -34,19 +37,20 @@ impl Followed {
     /// What is followed once `wanted`, as it stood at `revision` of etcd, is.
     ///
     /// A lower revision comes from another etcd, one that was restored or made anew: values are read through
-    /// consensus. There a promotion's timeline tells what is older.
+    /// consensus. There a promotion's timeline tells what is older, of one and the same database.
     ///
     /// # Errors
     /// It is older than what is followed, or may be.
     pub fn by(&self, wanted: &Wanted, revision: i64) -> Result<Self, Older> {
-        let primary = wanted.view.as_ref().map(|view| view.primary.clone());
-        let is_known = primary
-            .as_ref()
-            .zip(self.primary.as_ref())
-            .is_some_and(|(now, before)| now == before || now.timeline > before.timeline);
+        let of = |view: &ClusterView| (view.primary.clone(), view.system_identifier.clone());
+        let primary = wanted.view.as_ref().map(of);
+        let is_known = primary.as_ref().zip(self.primary.as_ref()).is_some_and(|(now, before)| {
+            let is_newer = now.0.timeline > before.0.timeline && now.1 == before.1;
+            now == before || is_newer
+        });
         if revision < self.revision && !is_known {
-            let (seen, primary) = (self.revision, self.primary.clone());
-            return Err(Older { seen, found: revision, primary });
+            let primary = self.primary.clone().map(|(primary, _)| primary);
+            return Err(Older { seen: self.revision, found: revision, primary });
         }
         // An address without a view does not make the timeline forgotten.
         Ok(Self { revision, primary: primary.or_else(|| self.primary.clone()) })
@@ -62,6 +66,13 @@ mod tests {
         let mut view = view(address);
         view.primary = Primary { name: name.into(), timeline, ..view.primary };
         Wanted { address: view.primary.address, view: Some(view), doubt: None }
+    }
+
+    fn of_another_database(mut wanted: Wanted) -> Wanted {
+        if let Some(view) = &mut wanted.view {
+            view.system_identifier = "8".to_owned();
+        }
+        wanted
     }
 
     #[test]
@@ -92,6 +103,8 @@ mod tests {
         for back in [
             wanted("10.0.0.2", "pg02", 6),
             wanted("10.0.0.2", "pg02", 7),
+            // Of a database that was there before this one was made.
+            of_another_database(wanted("10.0.0.2", "pg02", 9)),
             // The same node, elsewhere.
             wanted("10.0.0.9", "pg01", 7),
             bare.clone(),
