@@ -120,6 +120,10 @@ impl World {
         app.and_then(|database| database.host).unwrap_or_default()
     }
 
+    async fn flow(&self) -> Flow {
+        self.pgbouncer.console().connect().await.unwrap().flow().await.unwrap()
+    }
+
     fn file(&self) -> String {
         fs::read_to_string(&self.pgbouncer.file).unwrap()
     }
@@ -437,12 +441,11 @@ async fn a_starting_agent_asks_etcd_whose_the_pause_is() {
     assert_eq!(flow().await, Flow::Active, "an unknown pause does not last");
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_joined_pause_outlives_its_coordinator_until_another_primary_is_followed() {
-    let world = world(POLL).await;
+/// Joins the pause of a failover in the middle of its move, whose lock then ends without a word.
+async fn joined(world: &World) -> JoinHandle<()> {
     let deadline = pgcm::edge::clock::unix_ms() + 60_000;
     let attempt = serde_json::json!({
-        "id": "dead", "holder": "h", "purpose": "failover", "started_at": "", "step": "migrate",
+        "id": "gone", "holder": "h", "purpose": "failover", "started_at": "", "step": "migrate",
         "pause_deadline_unix_ms": deadline,
     });
     put(&world.etcd, "/failover", &attempt.to_string()).await;
@@ -463,20 +466,43 @@ async fn a_joined_pause_outlives_its_coordinator_until_another_primary_is_follow
         },
         log: discard(),
     };
-    let console = world.pgbouncer.console();
-    let flow = || async { console.connect().await.unwrap().flow().await.unwrap() };
     let joined = joining.begin().await;
-    assert_eq!(flow().await, Flow::Held);
+    assert_eq!(world.flow().await, Flow::Held);
     let task = tokio::spawn(joining.run(joined));
-    // Its lease ends; Pacemaker may still be asked to move the primary.
     let lock = world.etcd.get("/failover").await.unwrap().unwrap();
     let expect = pgcm::edge::etcd::Expect::ModRevision(lock.mod_revision);
     world.etcd.delete_if("/failover", expect).await.unwrap();
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    assert_eq!(flow().await, Flow::Held, "the old primary is about to be demoted");
+    // Time for many looks.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(world.flow().await, Flow::Held, "Pacemaker may still be asked to move the primary");
+    task
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joined_pause_outlives_its_coordinator_until_another_primary_is_followed() {
+    let world = world(POLL).await;
+    let task = joined(&world).await;
     set_master(&world.etcd, TWO).await;
-    eventually(SOON, "clients are let go", || async { flow().await == Flow::Active }).await;
+    let flows = || async { world.flow().await == Flow::Active };
+    eventually(SOON, "clients are let go", flows).await;
     assert_eq!(world.host().await, TWO);
+    task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_joined_pause_ends_once_its_failover_has_told_its_end() {
+    let world = world(POLL).await;
+    let task = joined(&world).await;
+    let key = pgcm::model::history::key(pgcm::edge::clock::unix_ms());
+    let record =
+        |outcome| serde_json::json!({"kind": "planned", "attempt": "gone", "outcome": outcome});
+    put(&world.etcd, &key, &record("running").to_string()).await;
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    assert_eq!(world.flow().await, Flow::Held, "it may have died");
+    put(&world.etcd, &key, &record("put_back").to_string()).await;
+    let flows = || async { world.flow().await == Flow::Active };
+    eventually(SOON, "clients are let go", flows).await;
+    assert_eq!(world.host().await, ONE);
     task.abort();
 }
 

@@ -23,6 +23,7 @@ use crate::{
     model::{
         attempt::{Attempt, FAILOVER, LOCK, Phase},
         cluster::MASTER,
+        history::{Change, HISTORY, RUNNING},
         pause::Claim,
         registration::Registration,
     },
@@ -32,6 +33,8 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(50);
 /// The same while etcd does not answer.
 const RETRY: Duration = Duration::from_millis(500);
+/// Changes of the primary among which the end of a failover is looked for.
+const RECENT: u32 = 5;
 /// Bounds the wait for transactions that an unpaused PgBouncer has let in.
 const LIMIT: Duration = Duration::from_secs(1);
 
@@ -44,11 +47,18 @@ pub struct Joining {
     pub log: Logger,
 }
 
-/// A pause that was joined.
+/// A pause that was joined. Should its coordinator die without a word, only another primary ends it, or its expiry:
+/// Pacemaker may still be asked to move, and whoever else holds clients of that attempt holds them on.
 pub struct Joined {
     claim: Claim,
     /// `/master` as it was then.
     master: Option<String>,
+}
+
+impl Joined {
+    fn is_over(&self, master: &Option<String>) -> bool {
+        master.is_some() && *master != self.master
+    }
 }
 
 struct Seen {
@@ -99,11 +109,11 @@ impl Joining {
                 }
                 (now, Some(own)) => {
                     let its_own = now.as_ref().filter(|(claim, _)| *claim == own.claim);
-                    let lets_go =
-                        its_own.is_some_and(|(_, attempt)| attempt.phase() == Phase::LettingGo);
-                    // Without a word of its coordinator only another primary ends it, or its expiry: Pacemaker may
-                    // still be asked to move, and whoever holds clients with this agent holds them on.
-                    if lets_go || its_own.is_none() && seen.master != own.master {
+                    let may_go = match its_own {
+                        Some((_, attempt)) => attempt.phase() == Phase::LettingGo,
+                        None => own.is_over(&seen.master) || self.has_ended(&own.claim).await,
+                    };
+                    if may_go {
                         self.let_go(&own.claim, seen.master.as_deref()).await;
                     }
                     if !self.is_held(&own.claim) {
@@ -136,6 +146,15 @@ impl Joining {
     /// Whether clients are held here on behalf of `claim`.
     fn is_held(&self, claim: &Claim) -> bool {
         self.pauser.status().borrow().attempt.as_ref() == Some(&claim.attempt)
+    }
+
+    /// Whether the failover has told its end: by then it has let go all whom it knows.
+    async fn has_ended(&self, claim: &Claim) -> bool {
+        let past = self.etcd.get_last(HISTORY, RECENT).await.unwrap_or_default();
+        let mut past = past.iter().filter_map(|entry| serde_json::from_str(&entry.value).ok());
+        past.any(|change: Change| {
+            change.attempt.as_ref() == Some(&claim.attempt) && change.outcome != RUNNING
+        })
     }
 
     /// Holds clients on behalf of `claim` for what is left of its pause; returns whether they are held.
