@@ -48,7 +48,7 @@ pub(crate) fn is_true(
         .map_err(|error| format!("it ended with {status} and no report ({error}): {printed}"))?;
     let moved = stage.director.primary() != Some(before);
     let told = report["new_primary"]["name"].as_str();
-    let knows = told.is_none() || told == stage.director.primary();
+    let knows = told.is_some() && told == stage.director.primary();
     let fits = match status {
         0 => moved && knows && report["stopped"].is_null(),
         3 | 4 | 6 => !moved && report["dirty"].as_array().is_some_and(Vec::is_empty),

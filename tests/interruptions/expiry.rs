@@ -17,8 +17,6 @@ use crate::{
 const LOOK: Duration = Duration::from_millis(20);
 /// What a proxy on a busy machine takes from the publication until its PgBouncer follows.
 const FOLLOWS: Duration = Duration::from_millis(300);
-/// The attempt logs that it pauses just after it begins to count.
-const JUST_AFTER: Duration = Duration::from_millis(20);
 
 /// Watches for another primary than the one before to be published.
 pub(crate) struct Publication {
@@ -45,7 +43,7 @@ impl Publication {
         let published = (*self.at.lock().unwrap())?;
         let expires = coordinator.began("pause")? + EXPIRY;
         let is_late = published + FOLLOWS > expires;
-        is_late.then_some((expires - JUST_AFTER, published + SLACK))
+        is_late.then_some((expires, published + SLACK))
     }
 }
 
