@@ -321,7 +321,7 @@ async fn begins_nothing(stage: &Stage, primary: Option<&str>) -> Result<(), Stri
 /// and moves the primary.
 async fn hinder(stage: &Stage, release: impl Fn()) -> Result<(), String> {
     let moving = stage.director.hold();
-    let mut other = stage.coordinator();
+    let mut other = Coordinator::start(stage.failover());
     let caught = tokio::time::timeout(SOON, moving.catches()).await;
     caught.map_err(|_| format!("another failover does not get far: {}", other.log()))?;
     release();
