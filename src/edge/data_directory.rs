@@ -1,8 +1,8 @@
 //! Traces that others left in a data directory: base backups, and programs that still make one.
 
-use std::{fs, io, path::Path};
+use std::{fs, path::Path};
 
-use super::{command::Run, postmaster::Postmaster};
+use super::{command::Run, postmaster::Postmaster, proc};
 use crate::model::agent::backup::{Files, Method};
 
 impl<R: Run> Postmaster<R> {
@@ -17,10 +17,7 @@ impl<R: Run> Postmaster<R> {
             (["pg_rewind", "pg_basebackup"].contains(&name.as_str()) && is_here)
                 .then_some((name, pid))
         };
-        let numbered =
-            |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
-        let entries = fs::read_dir("/proc").into_iter().flatten();
-        entries.filter_map(numbered).find_map(makes)
+        proc::pids().find_map(makes)
     }
 
     /// What the data directory holds of base backups.

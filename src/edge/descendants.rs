@@ -4,6 +4,8 @@ use std::{collections::HashSet, fs};
 
 use nix::unistd::{Pid, getpid, getsid};
 
+use super::proc;
+
 /// From now on whoever loses its parent below this process becomes a child of it, and stays a descendant. Nobody
 /// buries those that end, so this is for a process that is about to end itself.
 pub fn adopt_orphans() {
@@ -31,8 +33,7 @@ pub fn running(leader: Pid, bystanders: &HashSet<Pid>) -> Vec<Pid> {
 }
 
 fn processes() -> Vec<Stat> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let pids = proc::pids().filter_map(|pid| i32::try_from(pid).ok());
     let stat = |pid: i32| Stat::parse(pid, &fs::read_to_string(format!("/proc/{pid}/stat")).ok()?);
     pids.filter_map(stat).collect()
 }

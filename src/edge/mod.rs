@@ -20,6 +20,7 @@ pub mod pgbouncer;
 pub mod poke;
 pub mod postgres;
 pub mod postmaster;
+pub mod proc;
 pub mod rewind_files;
 pub mod server_log;
 pub mod signals;

@@ -19,6 +19,7 @@ use super::{
     command::{CommandError, Run},
     files::{self, FileError},
     identity::Identity,
+    proc,
 };
 use crate::model::agent::{
     condition::Process,
@@ -108,12 +109,7 @@ impl<R: Run> Postmaster<R> {
 
     /// Processes of the data directory, its postmaster's and those that it left.
     pub fn orphans(&self) -> Result<Vec<u32>, PostmasterError> {
-        let numbered =
-            |entry: io::Result<fs::DirEntry>| entry.ok()?.file_name().to_str()?.parse::<u32>().ok();
-        self.as_user(|| {
-            let entries = fs::read_dir("/proc").into_iter().flatten();
-            entries.filter_map(numbered).filter(|&pid| self.is_ours(pid)).collect()
-        })
+        self.as_user(|| proc::pids().filter(|&pid| self.is_ours(pid)).collect())
     }
 
     /// The process that receives WAL, when there is one.
