@@ -335,7 +335,7 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
             }
             let view = self.pacemaker.roles().await;
             let is_late = Instant::now() >= deadline;
-            match view.map(|view| view.without_constraint(self.pacemaker.resource())) {
+            match view.map(|view| view.without_constraint()) {
                 Ok(Without::Stays) => return Ok(()),
                 Ok(Without::Leaves { promoted, rival }) if is_late => {
                     return Err(MoveError::Contested { promoted, rival });

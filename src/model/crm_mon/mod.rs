@@ -24,6 +24,8 @@ pub enum Flavour {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PacemakerView {
     pub flavour: Flavour,
+    /// Id of the primitive that runs Postgres, not of its clone.
+    pub resource: String,
     /// Version of Pacemaker on the DC, for example `3.0.0-3.0.0`; empty without a DC.
     pub version: String,
     /// Whether this side of the cluster has quorum. Never without a DC.
@@ -179,14 +181,14 @@ impl PacemakerView {
         self.instances.iter().find(|instance| instance.node.as_deref() == Some(node))
     }
 
-    /// What becomes of the promoted role of `resource` when the constraint that moved it goes.
-    pub fn without_constraint(&self, resource: &str) -> Without {
+    /// What becomes of the promoted role when the constraint that moved it goes.
+    pub fn without_constraint(&self) -> Without {
         let promoting = Role::Other("Promoting".to_owned());
         if self.instances.iter().any(|instance| instance.role == promoting) {
             return Without::Unsettled;
         }
         let [promoted] = self.promoted()[..] else { return Without::Unsettled };
-        let of = |node: &Node| promotion_score(node, resource);
+        let of = |node: &Node| promotion_score(node, &self.resource);
         let own = self.node(promoted).and_then(of);
         let rival = |node: &&Node| node.online && node.name != promoted && of(node) >= own;
         match self.nodes.iter().filter(|node| of(node).is_some()).find(rival) {
@@ -199,8 +201,8 @@ impl PacemakerView {
 
     /// By how much the primary's promotion score exceeds that of `other`: what moves the role to another node despite it.
     /// A primary leads by one at least.
-    pub fn lead(&self, resource: &str, other: &str) -> i64 {
-        let of = |name: &str| promotion_score(self.node(name)?, resource);
+    pub fn lead(&self, other: &str) -> i64 {
+        let of = |name: &str| promotion_score(self.node(name)?, &self.resource);
         let primary = self.promoted().first().and_then(|name| of(name));
         let lead = primary.zip(of(other)).map(|(own, other)| own.saturating_sub(other));
         lead.unwrap_or(1).max(1)

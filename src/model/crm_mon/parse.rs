@@ -21,6 +21,7 @@ pub(super) fn view(text: &str, resource: &str) -> Result<PacemakerView, CrmMonEr
     let about = |id: &str| primitive(id) == resource || clone.as_deref() == Some(id);
     Ok(PacemakerView {
         flavour,
+        resource: resource.to_owned(),
         version: controller.attribute("version").to_owned(),
         quorum: has_dc && controller.flag("with_quorum"),
         dc: has_dc.then(|| controller.attribute("name").to_owned()),

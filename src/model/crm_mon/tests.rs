@@ -68,25 +68,25 @@ fn without_its_constraint_the_role_leaves_for_a_node_online_of_as_high_a_score()
         let other = (own + 1) % view.nodes.len();
         let rival = view.nodes[other].name.clone();
         let attribute = || "master-Postgresql".to_owned();
-        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}");
+        assert_eq!(view.without_constraint(), Without::Stays, "{name}");
         let as_high = view.nodes[own].attributes[&attribute()].clone();
         let leaves = Without::Leaves { promoted, rival };
         for score in [as_high.as_str(), "INFINITY"] {
             view.nodes[other].attributes.insert(attribute(), score.to_owned());
-            assert_eq!(view.without_constraint("Postgresql"), leaves, "{name}: {score}");
+            assert_eq!(view.without_constraint(), leaves, "{name}: {score}");
         }
         view.nodes[other].online = false;
-        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}");
+        assert_eq!(view.without_constraint(), Without::Stays, "{name}");
         view.nodes[other].online = true;
         view.nodes[own].attributes.remove(&attribute());
-        assert_eq!(view.without_constraint("Postgresql"), leaves, "{name}: no score yet");
+        assert_eq!(view.without_constraint(), leaves, "{name}: no score yet");
         view.nodes.iter_mut().for_each(|node| node.attributes.clear());
-        assert_eq!(view.without_constraint("Postgresql"), Without::Stays, "{name}: no scores");
+        assert_eq!(view.without_constraint(), Without::Stays, "{name}: no scores");
         view.instances[0].role = Role::Other("Promoting".to_owned());
-        assert_eq!(view.without_constraint("Postgresql"), Without::Unsettled, "{name}");
+        assert_eq!(view.without_constraint(), Without::Unsettled, "{name}");
     }
     for (name, view) in views("mid-switchover") {
-        assert_eq!(view.without_constraint("Postgresql"), Without::Unsettled, "{name}: demoting");
+        assert_eq!(view.without_constraint(), Without::Unsettled, "{name}: demoting");
     }
 }
 

@@ -98,7 +98,8 @@ fn fencing(view: &PacemakerView) -> Option<Finding> {
 }
 
 /// What Pacemaker was told to leave alone. It takes the constraint of a move there, and moves nothing.
-pub(super) fn maintenance(view: &PacemakerView, resource: &str) -> Vec<Finding> {
+pub(super) fn maintenance(view: &PacemakerView) -> Vec<Finding> {
+    let resource = &view.resource;
     if view.maintenance {
         let words = "the cluster is in maintenance mode, so Pacemaker would move nothing; \
                      run: crm_attribute --name maintenance-mode --delete";
@@ -201,19 +202,14 @@ pub(super) fn ties(found: &[Tie]) -> Vec<Finding> {
 
 /// Of the constraints `found`, which count now, those that somebody configured and that work against a move to `target`: Pacemaker would not begin it, or move
 /// the role away again as soon as the one of the move goes, while nobody holds clients.
-pub(super) fn preferences(
-    view: &PacemakerView,
-    resource: &str,
-    found: &[&Location],
-    target: &str,
-) -> Vec<Finding> {
+pub(super) fn preferences(view: &PacemakerView, found: &[&Location], target: &str) -> Vec<Finding> {
     let said: Vec<(&str, &Preference)> = found
         .iter()
         .filter(|location| !location.is_leftover())
         .flat_map(|location| location.promoted.iter().map(|said| (location.id.as_str(), said)))
         .collect();
     let total = |node: &str| Preference::total(said.iter().map(|(_, said)| *said), node);
-    let (lead, own) = (view.lead(resource, target), total(target));
+    let (lead, own) = (view.lead(target), total(target));
     let wins = |node: &str| {
         let other = total(node);
         node != target && (other == i64::MAX || other.saturating_sub(own) >= lead)
@@ -264,14 +260,14 @@ mod tests {
 
     /// The only thing that `maintenance` finds.
     fn left_alone(view: &PacemakerView) -> (String, Severity, String) {
-        let found = maintenance(view, "Postgresql");
+        let found = maintenance(view);
         let [finding] = &found[..] else { panic!("{found:?}") };
         (finding.check.clone(), finding.severity, finding.message.clone())
     }
 
     #[test]
     fn what_pacemaker_would_leave_where_it_is_refuses_and_names_what_to_run() {
-        assert_eq!(maintenance(&edited(|_| {}), "Postgresql"), []);
+        assert_eq!(maintenance(&edited(|_| {})), []);
         let told = |words: &str| ("maintenance".to_owned(), Refuse, words.to_owned());
         // A node's maintenance shows at its copy too, and is told once.
         let view = edited(|view| {
@@ -292,7 +288,7 @@ mod tests {
         assert_eq!(left_alone(&view), told(words));
         // Neither matters where the primary neither is nor moves to.
         let view = edited(|view| block(copy(view, "pg03")));
-        assert_eq!(maintenance(&view, "Postgresql"), []);
+        assert_eq!(maintenance(&view), []);
         let view = edited(|view| {
             view.nodes[2].maintenance = true;
             copy(view, "pg03").managed = false;
@@ -360,7 +356,7 @@ mod tests {
                 .collect(),
         };
         let told = |location: Location| {
-            let found = preferences(&edited(|_| {}), "Postgresql", &[&location], "pg02");
+            let found = preferences(&edited(|_| {}), &[&location], "pg02");
             found.into_iter().map(|finding| finding.message).collect::<String>()
         };
         // pg01 has 1000, pg02 100.

@@ -73,7 +73,7 @@ impl<R: Run> SuperviseChecks<R> {
         let mut findings = pacemaker::roles(&view);
         match view.promoted()[..] {
             [primary] if primary == self.node => {
-                findings.extend(pacemaker::maintenance(&view, self.pacemaker.resource()));
+                findings.extend(pacemaker::maintenance(&view));
                 findings.extend(pacemaker::cluster(&view));
                 let (constraints, dc) =
                     tokio::join!(self.constraints(&view, terms), self.dc(&view));
@@ -102,8 +102,7 @@ impl<R: Run> SuperviseChecks<R> {
         let counting = counting(&found.locations);
         let mut findings = pacemaker::leftovers(&counting);
         if let Ok(Some(target)) = self.target(terms).await {
-            let resource = self.pacemaker.resource();
-            findings.extend(pacemaker::preferences(view, resource, &counting, &target));
+            findings.extend(pacemaker::preferences(view, &counting, &target));
         }
         findings.extend(pacemaker::ties(&found.ties));
         findings

@@ -87,7 +87,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
         };
         // Since this look began somebody may have taken the lock.
         let is_free = async || self.etcd.get(LOCK).await.is_ok_and(|lock| lock.is_none());
-        let stays = view.without_constraint(self.pacemaker.resource()) == Without::Stays;
+        let stays = view.without_constraint() == Without::Stays;
         if !self.leftover.may_go(ours, stays) || !is_free().await {
             return Ok(false);
         }
