@@ -14,7 +14,10 @@ use std::{
 };
 
 use tokio::time::timeout;
-use tokio_postgres::{Client, Config, NoTls, Row, types::ToSql};
+use tokio_postgres::{
+    Client, Config, NoTls, Row,
+    types::{ToSql, Type},
+};
 
 pub use self::{logical_slots::LogicalSlot, walsenders::Walsender};
 use crate::model::{
@@ -103,6 +106,9 @@ pub struct Delays {
     pub unreplayed_bytes: i64,
 }
 
+/// A parameter of a query, and its type there.
+type Parameter<'a> = (&'a (dyn ToSql + Sync), Type);
+
 /// The local Postgres.
 pub struct Postgres {
     options: PostgresOptions,
@@ -182,7 +188,7 @@ impl Postgres {
     ) -> Result<Vec<OpenTransaction>, PostgresError> {
         const WHAT: &str = "list open transactions";
         let age_ms = i64::try_from(age.as_millis()).unwrap_or(i64::MAX);
-        let rows = self.query(WHAT, OPEN_TRANSACTIONS, &[&age_ms]).await?;
+        let rows = self.query(WHAT, OPEN_TRANSACTIONS, &[(&age_ms, Type::INT8)]).await?;
         rows.iter().map(|row| open_transaction(row).map_err(|s| refused(WHAT, s))).collect()
     }
 
@@ -197,7 +203,9 @@ impl Postgres {
         let pids: Vec<i64> = backends.iter().map(|backend| backend.pid.into()).collect();
         let ports: Vec<i32> = backends.iter().map(|backend| backend.port.into()).collect();
         let min_age = i64::try_from(min_age.as_millis()).unwrap_or(i64::MAX);
-        let rows = self.query(WHAT, TERMINATE, &[&pids, &ports, &min_age]).await?;
+        let parameters: [Parameter<'_>; 3] =
+            [(&pids, Type::INT8_ARRAY), (&ports, Type::INT4_ARRAY), (&min_age, Type::INT8)];
+        let rows = self.query(WHAT, TERMINATE, &parameters).await?;
         let ended = rows.iter().map(|row| open_transaction(row).map(Terminated::from));
         ended.collect::<Result<_, _>>().map_err(|source| refused(WHAT, source))
     }
@@ -257,11 +265,12 @@ impl Postgres {
             .ok_or_else(|| PostgresError::Nonsense { what, answer: format!("{count} rows") })
     }
 
+    /// One round trip: nothing is prepared, since the types of the parameters are known.
     async fn query(
         &self,
         what: &'static str,
         sql: &str,
-        parameters: &[&(dyn ToSql + Sync)],
+        parameters: &[Parameter<'_>],
     ) -> Result<Vec<Row>, PostgresError> {
         let limit = self.options.query_timeout;
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -270,8 +279,8 @@ impl Postgres {
                 Some(client) => client,
                 None => self.connect().await?,
             };
-            let rows =
-                client.query(sql, parameters).await.map_err(|source| refused(what, source))?;
+            let rows = client.query_typed(sql, parameters).await;
+            let rows = rows.map_err(|source| refused(what, source))?;
             Ok((client, rows))
         };
         let (client, rows) =
