@@ -163,18 +163,28 @@ async fn tell_status<R: Run + Clone>(agent: &Agent<R>) {
 async fn until_writable<R: Run + Clone>(agent: &Agent<R>, local: &Local) -> Result<(), Failure> {
     let begun = Instant::now();
     let mut slot_sync_ends = begun;
-    while local.in_recovery().await? {
+    loop {
+        match local.in_recovery().await {
+            Ok(false) => return Ok(()),
+            Ok(true) => {}
+            // It may be published, and clients at work: being too busy to answer is no reason to demote it.
+            Err(error) => match agent.condition_from_files().await?.0 {
+                Condition::Primary => return Ok(()),
+                Condition::Standby => {}
+                _ => return Err(error.into()),
+            },
+        }
         if agent.left().is_zero() {
             let reason = format!("Postgres is still in recovery after {:?}", begun.elapsed());
             return Err(Failure::new(OcfCode::Generic, reason));
         }
         if Instant::now() >= slot_sync_ends {
-            local.end_slot_sync().await?;
+            // Tried again soon, and without it the server waits a little longer.
+            let _ = local.end_slot_sync().await;
             slot_sync_ends = Instant::now() + SLOT_SYNC;
         }
         sleep(POLL).await;
     }
-    Ok(())
 }
 
 /// Tells what the CIB does not have yet after a promotion, but for this node's own score: where its
