@@ -236,6 +236,22 @@ async fn a_role_that_is_on_its_way_is_waited_for_before_the_constraint_goes() {
 }
 
 #[tokio::test]
+async fn a_constraint_stays_while_the_promotion_that_it_asked_for_has_not_ended() {
+    let stage = stage().await;
+    stage.published().await;
+    let mover = mover(&stage);
+    stage.scene.set(|world| {
+        world.constraints = vec!["<rsc_location/>".to_owned()];
+        world.crm_mon.1 = HEALTHY.replace("role=\"Promoted\"", "role=\"Promoting\"");
+    });
+    let error = mover.unmigrate("a1", || true).await.expect_err("it is published, maybe");
+    assert!(matches!(&error, MoveError::Unfinished { node } if node == "pg01"), "{error}");
+    assert_eq!(stage.scene.calls("--delete"), 0);
+    stage.scene.set(|world| world.crm_mon.1 = HEALTHY.to_owned());
+    assert!(mover.unmigrate("a1", || true).await.expect("removed"));
+}
+
+#[tokio::test]
 async fn whoever_holds_the_lock_now_keeps_its_constraint() {
     let stage = stage().await;
     stage.published().await;

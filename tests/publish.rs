@@ -11,6 +11,7 @@ use pgcm::{
     },
     model::{
         cluster::ClusterView,
+        crm_mon::PacemakerView,
         primary::{Hold, Refused},
     },
     work::publish::{CLUSTER, MASTER, Outcome},
@@ -22,6 +23,7 @@ use support::{
 };
 
 const MINORITY: &str = include_str!("data/crm_mon/no-quorum-minority/pgsql-trixie.xml");
+const PROMOTING: &str = include_str!("data/crm_mon/promoting/pgcm-trixie.xml");
 const STOPPED: &str = include_str!("data/crm_mon/pacemaker-stopped/pgsql-trixie.xml");
 
 #[tokio::test]
@@ -185,6 +187,76 @@ async fn an_urgent_poke_is_followed_at_once_whatever_postgres_says() {
     poke::poke(&stage.socket, Urgency::Now).expect("supervise listens");
     let looked = tokio::time::timeout(Duration::from_millis(500), stage.latest.changed()).await;
     looked.expect("a look before the burst ends").expect("the publisher runs");
+}
+
+#[tokio::test]
+async fn a_server_that_leaves_recovery_in_its_promotion_is_published_before_pacemaker_calls_it_promoted()
+ {
+    let mut stage = stage_with(start_etcd().await, Duration::from_secs(3600)).await;
+    stage.published().await;
+    stage.scene.set(|world| {
+        world.crm_mon.1 = promoting_pg01();
+        (world.facts.in_recovery, world.facts.writable) = (true, false);
+        world.asked = 0;
+    });
+    poke::poke(&stage.socket, Urgency::Now).expect("supervise listens");
+    let waits = || async { stage.scene.0.lock().unwrap().asked > 3 };
+    eventually(SOON, "its server is waited for", waits).await;
+    stage.scene.set(|world| {
+        (world.facts.in_recovery, world.facts.writable) = (false, true);
+        world.facts.timeline = 4;
+    });
+    let newer = || async { stage.view().await.primary.timeline == 4 };
+    eventually(SOON, "it is published", newer).await;
+    // What was seen counts as long as the promotion lasts.
+    stage.latest.borrow_and_update();
+    poke::poke(&stage.socket, Urgency::Soon).expect("supervise listens");
+    let looked = tokio::time::timeout(SOON, stage.latest.changed()).await;
+    looked.expect("another look").expect("the publisher runs");
+    let latest = stage.latest.borrow().clone();
+    assert!(latest.is_primary(), "{:?}", latest.outcome);
+}
+
+#[tokio::test]
+async fn a_server_that_stays_in_recovery_does_not_hold_up_the_look() {
+    let mut stage = stage_with(start_etcd().await, Duration::from_secs(3600)).await;
+    stage.published().await;
+    stage.scene.set(|world| {
+        world.crm_mon.1 = promoting_pg01();
+        (world.facts.in_recovery, world.facts.writable) = (true, false);
+    });
+    stage.latest.borrow_and_update();
+    poke::poke(&stage.socket, Urgency::Now).expect("supervise listens");
+    let looked = tokio::time::timeout(SOON, stage.latest.changed()).await;
+    looked.expect("the look ends").expect("the publisher runs");
+    assert_eq!(stage.latest.borrow().outcome, Outcome::Held(Hold::InRecovery));
+    assert_eq!(stage.view().await.primary.timeline, 3);
+}
+
+#[tokio::test]
+async fn a_server_that_took_writes_before_its_promotion_waits_for_pacemakers_word() {
+    let mut stage = stage().await;
+    stage.published().await;
+    stage.scene.set(|world| {
+        world.crm_mon.1 = promoting_pg01();
+        world.facts.timeline = 4;
+    });
+    poke::poke(&stage.socket, Urgency::Now).expect("supervise listens");
+    stage.outcome("held", |outcome| *outcome == Outcome::Held(Hold::NoPrimary)).await;
+    stage.outcome("still held", |outcome| *outcome == Outcome::Held(Hold::NoPrimary)).await;
+    assert_eq!(stage.view().await.primary.timeline, 3);
+    stage.scene.set(|world| world.crm_mon.1 = HEALTHY.to_owned());
+    let newer = || async { stage.view().await.primary.timeline == 4 };
+    eventually(SOON, "the promoted one is published", newer).await;
+}
+
+/// [`PROMOTING`], with pg01 as the one that is being promoted.
+fn promoting_pg01() -> String {
+    let view = PacemakerView::parse(PROMOTING, "Postgresql").expect("a view");
+    let node = view.promoting().expect("somebody is being promoted");
+    let moved =
+        PROMOTING.replace("\"pg01\"", "\"pgXX\"").replace(&format!("\"{node}\""), "\"pg01\"");
+    moved.replace("\"pgXX\"", &format!("\"{node}\""))
 }
 
 #[tokio::test]

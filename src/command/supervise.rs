@@ -1,6 +1,6 @@
 //! `pgcm supervise`
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc};
 
 use prometheus::{Gauge, IntCounterVec, IntGauge};
 use slog::Logger;
@@ -60,12 +60,7 @@ async fn serve(config: &Config, log: Logger) -> Result<bool, DaemonError> {
     let metrics = Metrics::default();
     let counted = Counted::new(&metrics);
     daemon.spawn("metrics", counted.clone().run(latest.clone(), daemon.stop.clone()));
-    let page = Arc::new(SupervisePage {
-        node: node.clone(),
-        address: daemon.identity.address,
-        latest: latest.clone(),
-        metrics,
-    });
+    let page = Arc::new(SupervisePage { node: node.clone(), latest: latest.clone(), metrics });
     daemon.serve_web(&config.web.supervise_listen, page).await?;
 
     let pauser = Arc::clone(&daemon.pauser);
@@ -157,7 +152,6 @@ pub(super) fn seconds(unix_ms: u64) -> f64 {
 
 struct SupervisePage {
     node: String,
-    address: IpAddr,
     latest: watch::Receiver<Arc<Latest>>,
     metrics: Metrics,
 }
@@ -174,7 +168,7 @@ impl Page for SupervisePage {
     fn role(&self) -> Role {
         let latest = self.latest.borrow();
         match &latest.local {
-            Ok(_) if latest.is_primary(&self.node, self.address) => Role::Primary,
+            Ok(_) if latest.is_primary() => Role::Primary,
             Ok(facts) if facts.in_recovery && self.runs_here(&latest) => Role::Standby,
             _ => Role::None,
         }

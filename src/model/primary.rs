@@ -4,8 +4,11 @@ use std::net::IpAddr;
 
 use super::{
     cluster::{CLUSTER, ClusterView, Primary, Standby},
-    crm_mon::PacemakerView,
+    crm_mon::{Instance, Node, PacemakerView},
 };
+
+/// The resource agent that pokes supervise when its promotion begins.
+const AGENT: &str = "ocf:pgcm:pgsql";
 
 /// What the Postgres of this node says about itself.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,11 +48,11 @@ pub enum Hold {
     SeveralPrimaries { nodes: Vec<String> },
     #[error("{node} is the primary; its supervise publishes")]
     OtherNode { node: String },
-    #[error("this node is promoted, but its Postgres does not answer: {reason}")]
+    #[error("Pacemaker promotes this node, but its Postgres does not answer: {reason}")]
     PostgresSilent { reason: String },
-    #[error("this node is promoted, but its Postgres is still in recovery")]
+    #[error("Pacemaker promotes this node, but its Postgres is still in recovery")]
     InRecovery,
-    #[error("this node is promoted, but its Postgres takes no writes")]
+    #[error("Pacemaker promotes this node, but its Postgres takes no writes")]
     ReadOnly,
 }
 
@@ -76,14 +79,16 @@ impl Hold {
 
 /// Decides what `this_node`, reachable by clients at `address`, publishes.
 ///
-/// `local` is what its Postgres said, or why it said nothing.
+/// `local` is what its Postgres said, or why it said nothing; `was_in_recovery` is whether it said before, since its promotion
+/// began, that it is in recovery.
 pub fn decide(
     view: &PacemakerView,
     this_node: &str,
     address: IpAddr,
     local: Result<&LocalFacts, &str>,
+    was_in_recovery: bool,
 ) -> Decision {
-    match hold(view, this_node, local) {
+    match hold(view, this_node, local, was_in_recovery) {
         Ok(facts) => Decision::Publish(ClusterView {
             primary: Primary { name: this_node.to_owned(), address, timeline: facts.timeline },
             standbys: members(view, &facts.standbys)
@@ -122,10 +127,24 @@ fn as_agent_says(view: &PacemakerView, standby: &Standby) -> Standby {
     standby
 }
 
+/// Whether Pacemaker promotes `this_node` just now. It has demoted or fenced whoever was the primary by then, and our
+/// agent lets its server leave recovery only once it may: one that does so now has the role.
+///
+/// Pacemaker calls it promoted some tens of milliseconds later, for which clients would wait.
+pub fn takes_over(view: &PacemakerView, this_node: &str) -> bool {
+    let is_well = |node: &Node| node.online && !node.unclean && !node.pending;
+    let may_be_touched = |instance: &Instance| instance.managed && !instance.blocked;
+    view.agent == AGENT
+        && view.promoting() == Some(this_node)
+        && view.node(this_node).is_some_and(is_well)
+        && view.instance(this_node).is_some_and(may_be_touched)
+}
+
 fn hold<'a>(
     view: &PacemakerView,
     this_node: &str,
     local: Result<&'a LocalFacts, &str>,
+    was_in_recovery: bool,
 ) -> Result<&'a LocalFacts, Hold> {
     if view.dc.is_none() {
         return Err(Hold::NoController);
@@ -134,6 +153,7 @@ fn hold<'a>(
         return Err(Hold::NoQuorum);
     }
     match view.promoted()[..] {
+        [] if was_in_recovery && takes_over(view, this_node) => {}
         [] => return Err(Hold::NoPrimary),
         [node] if node == this_node => {}
         [node] => return Err(Hold::OtherNode { node: node.to_owned() }),

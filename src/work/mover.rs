@@ -65,6 +65,11 @@ pub enum MoveError {
          score is as high; the first monitor of {promoted} settles that, and supervise removes the constraint then"
     )]
     Contested { promoted: String, rival: String },
+    #[error(
+        "the constraint stays: Pacemaker has not ended the promotion of {node}, and might take the role back without it; \
+         supervise removes the constraint once it has"
+    )]
+    Unfinished { node: String },
     #[error("no new primary was published within {limit:?}; {seen}")]
     TimedOut { limit: Duration, seen: String },
     #[error("cannot ask Pacemaker for the move")]
@@ -290,7 +295,7 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     /// way is waited for, so that the request cannot arrive after it was taken back.
     ///
     /// # Errors
-    /// [`MoveError::Contested`] and [`MoveError::Overtaken`] when it still stands, [`MoveError::Pacemaker`] when
+    /// [`MoveError::Contested`], [`MoveError::Unfinished`] and [`MoveError::Overtaken`] when it still stands, [`MoveError::Pacemaker`] when
     /// it may. `is_newest` tells whether no newer attempt was heard of meanwhile.
     pub async fn unmigrate(
         &self,
@@ -323,7 +328,8 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
     /// Where nobody has the role by then the request has to go: with it, nobody else may get it.
     ///
     /// # Errors
-    /// [`MoveError::Contested`] when it would still move the role away from a node that has it,
+    /// [`MoveError::Contested`] when it would still move the role away from a node that has it, [`MoveError::Unfinished`]
+    /// from one that is being promoted, and may be published already;
     /// [`MoveError::Overtaken`] when another attempt than `attempt` has the lock, and [`MoveError::Pacemaker`] when
     /// nobody says where the role is.
     async fn until_role_stays(&self, attempt: &str) -> Result<(), MoveError> {
@@ -340,7 +346,10 @@ impl<R: Run, P: LocalPostgres> Mover<R, P> {
                 Ok(Without::Leaves { promoted, rival }) if is_late => {
                     return Err(MoveError::Contested { promoted, rival });
                 }
-                Ok(Without::Unsettled) if is_late => return Ok(()),
+                Ok(Without::Promoting { node }) if is_late => {
+                    return Err(MoveError::Unfinished { node });
+                }
+                Ok(Without::Nobody) if is_late => return Ok(()),
                 Err(error) if is_late => return Err(MoveError::Pacemaker(error)),
                 _ => sleep(ROLE_LOOK).await,
             }

@@ -154,6 +154,13 @@ fn list(names: &[String]) -> String {
     if names.is_empty() { "(it has none)".to_owned() } else { names.join(", ") }
 }
 
+impl Instance {
+    /// Whether its promotion has begun and not ended.
+    fn is_promoting(&self) -> bool {
+        self.role == Role::Other("Promoting".to_owned())
+    }
+}
+
 impl PacemakerView {
     /// Reads crm_mon's XML; `resource` is the id of the primitive that runs Postgres.
     ///
@@ -176,6 +183,21 @@ impl PacemakerView {
         self.instances.iter().filter(promoted).filter_map(|i| i.node.as_deref()).collect()
     }
 
+    /// The node on which the resource is just being promoted, while no other copy has the role or may be on its way to
+    /// it or from it.
+    pub fn promoting(&self) -> Option<&str> {
+        let has_nothing_to_do_with_it = |instance: &&Instance| match &instance.role {
+            Role::Unpromoted | Role::Stopped => true,
+            Role::Promoted => false,
+            Role::Other(role) => role == "Starting",
+        };
+        let mut others = self.instances.iter().filter(|i| !has_nothing_to_do_with_it(i));
+        match (others.next(), others.next()) {
+            (Some(only), None) if only.is_promoting() => only.node.as_deref(),
+            _ => None,
+        }
+    }
+
     /// The copy of the resource on that node.
     pub fn instance(&self, node: &str) -> Option<&Instance> {
         self.instances.iter().find(|instance| instance.node.as_deref() == Some(node))
@@ -183,11 +205,11 @@ impl PacemakerView {
 
     /// What becomes of the promoted role when the constraint that moved it goes.
     pub fn without_constraint(&self) -> Without {
-        let promoting = Role::Other("Promoting".to_owned());
-        if self.instances.iter().any(|instance| instance.role == promoting) {
-            return Without::Unsettled;
+        if let Some(promoting) = self.instances.iter().find(|instance| instance.is_promoting()) {
+            let node = promoting.node.clone().unwrap_or_else(|| "a node".to_owned());
+            return Without::Promoting { node };
         }
-        let [promoted] = self.promoted()[..] else { return Without::Unsettled };
+        let [promoted] = self.promoted()[..] else { return Without::Nobody };
         let of = |node: &Node| promotion_score(node, &self.resource);
         let own = self.node(promoted).and_then(of);
         let rival = |node: &&Node| node.online && node.name != promoted && of(node) >= own;
@@ -223,8 +245,10 @@ impl PacemakerView {
 pub enum Without {
     /// It stays where it is.
     Stays,
-    /// Nobody has it, or somebody is just being promoted: how that ends decides.
-    Unsettled,
+    /// Nobody has it, or more than one.
+    Nobody,
+    /// Somebody is just being promoted, and may be published already; its promotion score comes later.
+    Promoting { node: String },
     /// Pacemaker may move it to `rival`, whose promotion score is as high as that of `promoted` or higher.
     Leaves { promoted: String, rival: String },
 }

@@ -57,7 +57,7 @@ fn primary_facts() -> LocalFacts {
 
 /// What `node` decides when its Postgres claims to be a writable primary.
 fn decision(view: &PacemakerView, node: &str) -> Decision {
-    decide(view, node, "10.0.0.9".parse().unwrap(), Ok(&primary_facts()))
+    decide(view, node, "10.0.0.9".parse().unwrap(), Ok(&primary_facts()), false)
 }
 
 #[test]
@@ -83,10 +83,11 @@ fn without_its_constraint_the_role_leaves_for_a_node_online_of_as_high_a_score()
         view.nodes.iter_mut().for_each(|node| node.attributes.clear());
         assert_eq!(view.without_constraint(), Without::Stays, "{name}: no scores");
         view.instances[0].role = Role::Other("Promoting".to_owned());
-        assert_eq!(view.without_constraint(), Without::Unsettled, "{name}");
+        let node = view.instances[0].node.clone().expect("a node");
+        assert_eq!(view.without_constraint(), Without::Promoting { node }, "{name}");
     }
     for (name, view) in views("mid-switchover") {
-        assert_eq!(view.without_constraint(), Without::Unsettled, "{name}: demoting");
+        assert_eq!(view.without_constraint(), Without::Nobody, "{name}: demoting");
     }
 }
 
@@ -112,6 +113,7 @@ fn each_situation_leads_to_its_decision_on_every_release_and_agent() {
         ("fenced-primary", OnePrimary),
         ("primary-unclean", OnePrimary),
         ("mid-switchover", NoPrimary),
+        ("promoting", NoPrimary),
         ("no-quorum-minority", NoQuorum),
         ("no-quorum-majority", OnePrimary),
         ("no-dc", NoController),
@@ -245,10 +247,58 @@ fn a_promoted_node_whose_postgres_disagrees_publishes_nothing() {
     let address = "10.0.0.9".parse().unwrap();
     let recovering = LocalFacts { in_recovery: true, writable: false, ..primary_facts() };
     let read_only = LocalFacts { writable: false, ..primary_facts() };
-    assert_eq!(decide(&view, node, address, Ok(&recovering)), Decision::Hold(Hold::InRecovery));
-    assert_eq!(decide(&view, node, address, Ok(&read_only)), Decision::Hold(Hold::ReadOnly));
-    let silent = decide(&view, node, address, Err("no answer"));
+    assert_eq!(
+        decide(&view, node, address, Ok(&recovering), false),
+        Decision::Hold(Hold::InRecovery)
+    );
+    assert_eq!(decide(&view, node, address, Ok(&read_only), false), Decision::Hold(Hold::ReadOnly));
+    let silent = decide(&view, node, address, Err("no answer"), false);
     assert!(matches!(silent, Decision::Hold(Hold::PostgresSilent { .. })), "{silent:?}");
+}
+
+#[test]
+fn a_server_that_leaves_recovery_while_it_is_being_promoted_is_the_primary_already() {
+    let decision = |view: &PacemakerView, node: &str, was_in_recovery: bool| {
+        let address = "10.0.0.9".parse().unwrap();
+        decide(view, node, address, Ok(&primary_facts()), was_in_recovery)
+    };
+    let none = Decision::Hold(Hold::NoPrimary);
+    for (name, view) in views("promoting") {
+        let node = view.promoting().unwrap_or_else(|| panic!("{name}: nobody is being promoted"));
+        assert!(view.agent == "ocf:pgcm:pgsql", "{name}: of other agents it is not expected");
+        let publishes = decision(&view, node, true);
+        let Decision::Publish(published) = publishes else { panic!("{name}: {publishes:?}") };
+        assert_eq!(published.primary.name, node, "{name}");
+
+        // One that took writes before may have been promoted past Pacemaker, and is going to be refused.
+        assert_eq!(decision(&view, node, false), none, "{name}");
+        for other in view.nodes.iter().filter(|other| other.name != node) {
+            assert_eq!(decision(&view, &other.name, true), none, "{name} on {}", other.name);
+        }
+        let mut alone = view.clone();
+        alone.quorum = false;
+        assert_eq!(decision(&alone, node, true), Decision::Hold(Hold::NoQuorum), "{name}");
+        let own = view.nodes.iter().position(|own| own.name == node).expect("a node");
+        let copy = view.instances.iter().position(|i| i.node.as_deref() == Some(node));
+        let (copy, other) = (copy.expect("a copy"), (copy.expect("a copy") + 1) % 3);
+        let becomes = |role: &str| Role::Other(role.to_owned());
+        type Edit<'a> = (&'a str, &'a dyn Fn(&mut PacemakerView));
+        let edits: [Edit<'_>; 8] = [
+            ("another agent", &|view| "ocf:heartbeat:pgsql".clone_into(&mut view.agent)),
+            ("one is being demoted", &|view| view.instances[other].role = becomes("Demoting")),
+            ("two are promoted", &|view| view.instances[other].role = becomes("Promoting")),
+            ("one is stopping", &|view| view.instances[other].role = becomes("Stopping")),
+            ("blocked", &|view| view.instances[copy].blocked = true),
+            ("unmanaged", &|view| view.instances[copy].managed = false),
+            ("lost", &|view| view.nodes[own].unclean = true),
+            ("offline", &|view| view.nodes[own].online = false),
+        ];
+        for (what, edit) in edits {
+            let mut edited = view.clone();
+            edit(&mut edited);
+            assert_eq!(decision(&edited, node, true), none, "{name}: {what}");
+        }
+    }
 }
 
 #[test]
@@ -350,7 +400,7 @@ fn a_standby_that_the_agent_calls_potential_is_published_as_potential() {
         let Some(node) = view.nodes.iter().find(says) else { continue };
         let primary = view.promoted()[0];
         let facts = LocalFacts { standbys: vec![standby(&node.name, "async")], ..primary_facts() };
-        let decision = decide(&view, primary, "10.0.0.9".parse().unwrap(), Ok(&facts));
+        let decision = decide(&view, primary, "10.0.0.9".parse().unwrap(), Ok(&facts), false);
         let Decision::Publish(published) = decision else { panic!("{name}: {decision:?}") };
         assert_eq!(published.standbys[0].sync_state, "potential", "{name}");
         seen += 1;
@@ -379,7 +429,7 @@ fn a_receiver_of_wal_that_is_no_node_is_not_published_as_a_standby() {
         let standbys = ["pg_basebackup", &node.name, "pg_receivewal"];
         let standbys = standbys.map(|name| standby(name, "async")).to_vec();
         let facts = LocalFacts { standbys, ..primary_facts() };
-        let decision = decide(&view, primary, "10.0.0.9".parse().unwrap(), Ok(&facts));
+        let decision = decide(&view, primary, "10.0.0.9".parse().unwrap(), Ok(&facts), false);
         let Decision::Publish(published) = decision else { panic!("{name}: {decision:?}") };
         let names: Vec<_> = published.standbys.iter().map(|standby| &standby.name).collect();
         assert_eq!(names, [&node.name], "{name}");

@@ -1,12 +1,10 @@
 //! What the last look showed, for everybody who asks: health, roles, the API.
 
-use std::net::IpAddr;
-
 use crate::model::{
     attempt::Attempt,
     cluster::ClusterView,
     crm_mon::PacemakerView,
-    primary::{Decision, Hold, LocalFacts, Refused, decide},
+    primary::{Hold, LocalFacts, Refused},
 };
 
 const NOT_YET: &str = "not looked at yet";
@@ -18,6 +16,8 @@ pub struct Latest {
     pub seen_at: String,
     pub pacemaker: Result<PacemakerView, String>,
     pub local: Result<LocalFacts, String>,
+    /// Whether Pacemaker and Postgres say that this node is the primary.
+    pub primary_here: bool,
     pub stored: Result<Stored, String>,
     pub outcome: Outcome,
 }
@@ -85,13 +85,10 @@ impl Outcome {
 }
 
 impl Latest {
-    /// Whether `node`, reachable at `address`, is the primary, as Pacemaker and its Postgres say: it goes on
-    /// serving its clients while etcd is away. Not when what is published speaks against it.
-    pub fn is_primary(&self, node: &str, address: IpAddr) -> bool {
-        let Ok(view) = &self.pacemaker else { return false };
-        let local = self.local.as_ref().map_err(String::as_str);
-        let decision = decide(view, node, address, local);
-        matches!(decision, Decision::Publish(_)) && !matches!(self.outcome, Outcome::Refused(_))
+    /// Whether this node is the primary, as Pacemaker and its Postgres say: it goes on serving its clients while
+    /// etcd is away. Not when what is published speaks against it.
+    pub fn is_primary(&self) -> bool {
+        self.primary_here && !matches!(self.outcome, Outcome::Refused(_))
     }
 
     pub(super) fn not_yet() -> Self {
@@ -100,6 +97,7 @@ impl Latest {
             seen_at: String::new(),
             pacemaker: Err(reason()),
             local: Err(reason()),
+            primary_here: false,
             stored: Err(reason()),
             outcome: Outcome::NotYet,
         }
@@ -110,24 +108,9 @@ impl Latest {
 mod tests {
     use super::*;
 
-    const HEALTHY: &str = include_str!("../../../tests/data/crm_mon/healthy/pgsql-trixie.xml");
-
     #[test]
     fn a_primary_stays_one_unless_what_is_published_speaks_against_it() {
-        let facts = LocalFacts {
-            in_recovery: false,
-            writable: true,
-            timeline: 3,
-            system_identifier: "7".to_owned(),
-            standbys: Vec::new(),
-        };
-        let seen = |outcome| Latest {
-            pacemaker: Ok(PacemakerView::parse(HEALTHY, "Postgresql").expect("a view")),
-            local: Ok(facts.clone()),
-            outcome,
-            ..Latest::not_yet()
-        };
-        let address = IpAddr::from([127, 0, 0, 1]);
+        let seen = |primary_here, outcome| Latest { primary_here, outcome, ..Latest::not_yet() };
         let refused = Refused::SameTimeline { node: "pg02".to_owned(), timeline: 3 };
         for (outcome, is_primary, is_well) in [
             (Outcome::Written, true, true),
@@ -136,13 +119,12 @@ mod tests {
             (Outcome::Failed("no etcd member answered".to_owned()), true, false),
             (Outcome::Refused(refused), false, false),
         ] {
-            let latest = seen(outcome);
-            let outcome = &latest.outcome;
-            assert_eq!(latest.is_primary("pg01", address), is_primary, "{outcome:?}");
-            assert!(!latest.is_primary("pg02", address), "{outcome:?}");
+            let latest = seen(true, outcome.clone());
+            assert_eq!(latest.is_primary(), is_primary, "{outcome:?}");
+            assert!(!seen(false, outcome.clone()).is_primary(), "{outcome:?}");
             assert_eq!(outcome.trouble().is_none(), is_well, "{outcome:?}");
         }
-        assert!(!Latest::not_yet().is_primary("pg01", address), "nobody has looked");
+        assert!(!Latest::not_yet().is_primary(), "nobody has looked");
         let other = Hold::OtherNode { node: "pg02".to_owned() };
         assert_eq!(Outcome::Held(other).trouble(), None);
         assert!(Outcome::Held(Hold::NoQuorum).trouble().is_some());

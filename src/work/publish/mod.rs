@@ -1,6 +1,6 @@
 //! The loop of supervise: looks at Pacemaker, Postgres and etcd, and publishes the primary.
 //!
-//! Only the supervise on the promoted node publishes, and only from the side with quorum. It is woken
+//! Only the supervise on the node that Pacemaker promotes publishes, and only from the side with quorum. It is woken
 //! by pokes; the poll is the truth. What was published never goes backwards.
 
 mod latest;
@@ -26,7 +26,7 @@ use crate::{
         etcd::{Entry, Etcd, EtcdError, Expect, Put, Swap},
         pacemaker::Pacemaker,
         poke::{self, Urgency},
-        postgres::{LocalPostgres, Postgres},
+        postgres::{LocalPostgres, Postgres, PostgresError},
     },
     error::chain,
     model::{
@@ -34,7 +34,7 @@ use crate::{
         cluster::{ClusterView, Primary},
         crm_mon::PacemakerView,
         history::{self, Change},
-        primary::{Decision, LocalFacts, decide, may_replace},
+        primary::{Decision, LocalFacts, decide, may_replace, takes_over},
     },
     work::{fence::SharedGate, history::trim, shutdown::Stop},
 };
@@ -48,8 +48,10 @@ const BURST: Duration = Duration::from_secs(1);
 /// … this often. crm_mon, which costs a hundred times as much, is asked again only while Postgres
 /// says that it is a primary that is not published yet.
 const BURST_INTERVAL: Duration = Duration::from_millis(20);
-/// The agent ends a moment before Pacemaker knows the result, and a look that comes too early puts off the next.
-const REPORTED: Duration = Duration::from_millis(5);
+/// A server that Pacemaker promotes is waited for so long …
+const LEAVING: Duration = Duration::from_millis(500);
+/// … and asked this often.
+const LEAVING_LOOK: Duration = Duration::from_millis(3);
 /// The least time between two looks that pokes ask for at once.
 const HURRY_INTERVAL: Duration = Duration::from_millis(200);
 /// A primary that is published already is asked this often: it may have become one anew.
@@ -81,6 +83,8 @@ pub struct Publisher<R = Processes, P = Postgres> {
     story: Story,
     written_at: Option<Instant>,
     leftover: Leftover,
+    /// Pacemaker promotes the server here, and it was in recovery since that began.
+    was_in_recovery: bool,
     /// When Postgres was asked between looks.
     asked_at: Option<Instant>,
     /// Who was published and in place, and when that was seen last.
@@ -116,6 +120,7 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             story: Story::default(),
             written_at: None,
             leftover: Leftover::default(),
+            was_in_recovery: false,
             asked_at: None,
             in_place: None,
         };
@@ -148,7 +153,6 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
                     // From anybody on this machine: not more often than this.
                     let may_hurry = hurried_at.is_none_or(|at| at.elapsed() >= HURRY_INTERVAL);
                     if urgency == Urgency::Now && may_hurry {
-                        sleep(REPORTED).await;
                         self.round().await;
                         hurried_at = Some(Instant::now());
                         // By then standbys have connected to a new primary.
@@ -199,18 +203,18 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
 
     /// One look, and what follows from it.
     async fn round(&mut self) {
-        let (view, keys) = tokio::join!(self.pacemaker.roles(), self.read());
-        // Asked last: Pacemaker's answer takes longest, and Postgres may leave recovery meanwhile.
-        let local = self.postgres.facts().await.map_err(|error| chain(&error).to_string());
+        let (view, keys, early) =
+            tokio::join!(self.pacemaker.roles(), self.read(), self.postgres.facts());
+        let local = self.local(view.as_ref().ok(), early).await;
         let mut stored = Stored::default();
-        let outcome = match (&view, &keys) {
+        let decision = view.as_ref().map(|view| self.decide(view, &local));
+        let primary_here = matches!(decision, Ok(Decision::Publish(_)));
+        let outcome = match (decision, &keys) {
             (Err(error), _) => Outcome::Failed(error.in_full()),
             (_, Err(error)) => Outcome::Failed(chain(error).to_string()),
-            (Ok(view), Ok(keys)) => {
+            (Ok(decision), Ok(keys)) => {
                 stored = keys.stored.clone();
-                let address = self.options.address;
-                let local = local.as_ref().map_err(String::as_str);
-                match decide(view, &self.options.node, address, local) {
+                match decision {
                     Decision::Hold(hold) => Outcome::Held(hold),
                     Decision::Publish(ours) => self.publish(ours, keys, &mut stored).await,
                 }
@@ -224,11 +228,40 @@ impl<R: Run, P: LocalPostgres> Publisher<R, P> {
             seen_at: clock::now_rfc3339(),
             pacemaker: view.map_err(|error| error.in_full()),
             local,
+            primary_here,
             stored: keys.map(|_| stored).map_err(|error| chain(&error).to_string()),
             outcome,
         };
         self.story.tell(&latest, &self.options.namespace, &self.log);
         self.latest.send_replace(Arc::new(latest));
+    }
+
+    fn decide(&self, view: &PacemakerView, local: &Result<LocalFacts, String>) -> Decision {
+        let PublishOptions { node, address, .. } = &self.options;
+        let local = local.as_ref().map_err(String::as_str);
+        decide(view, node, *address, local, self.was_in_recovery)
+    }
+
+    /// What Postgres says, asked after Pacemaker, whose answer takes longest: it may leave recovery meanwhile. A server that
+    /// is being promoted, and was in recovery before (`early`: when this look began), is waited for, [`LEAVING`] at most.
+    async fn local(
+        &mut self,
+        view: Option<&PacemakerView>,
+        early: Result<LocalFacts, PostgresError>,
+    ) -> Result<LocalFacts, String> {
+        let takes_over = view.is_some_and(|view| takes_over(view, &self.options.node));
+        let in_recovery = early.is_ok_and(|facts| facts.in_recovery);
+        self.was_in_recovery = takes_over && (self.was_in_recovery || in_recovery);
+        let until = Instant::now() + LEAVING;
+        loop {
+            let facts = self.postgres.facts().await;
+            let is_early =
+                self.was_in_recovery && facts.as_ref().is_ok_and(|facts| !facts.writable);
+            if !is_early || Instant::now() >= until {
+                return facts.map_err(|error| chain(&error).to_string());
+            }
+            sleep(LEAVING_LOOK).await;
+        }
     }
 
     async fn read(&self) -> Result<Keys, EtcdError> {

@@ -66,6 +66,8 @@ pub(super) async fn run<R: Run + Clone + 'static>(
         // The election took a while.
         _ => agent.attributes.query().await?,
     };
+    // Reading what Pacemaker says takes supervise about as long as the rest takes here.
+    agent.poke(Urgency::Now);
     let ends = revocation(&cib, &agent.node, agent.names());
     take_over_claims(agent, &cib, &ends).await?;
     info!(agent.log, "promoting"; "event" => "agent.promote.begin", "from" => %state.replayed);

@@ -78,22 +78,41 @@ failed_actions() {
   eventually 60 three_up pg02
 }
 
+# catch SITUATION TEST: keeps the first look for which TEST succeeds, a shell command that gets it as its input. All of it
+# runs on the node: what is looked for lasts for less than a tenth of a second.
+catch() {
+  # shellcheck disable=SC2016  # the container expands it
+  local look='for _ in $(seq 1 400); do crm_mon --output-as=xml -1 > /tmp/look; sh -c "$0" < /tmp/look && exec cat /tmp/look; done'
+  mkdir -p "$here/$1"
+  if on pg02 sh -c "$look" "$2" > /tmp/record-caught.xml && [ -s /tmp/record-caught.xml ]; then
+    cp /tmp/record-caught.xml "$here/$1/$agent-$debian.xml"; say "recorded $1 ($agent, $debian)"
+  else
+    say "MISSED $1"
+  fi
+}
+
 # The promoted role moves off its node; the first look without any promoted instance is kept, and one
 # with the ban still there.
 mid_switchover() {
-  local from to=/tmp/record-mid.xml seen=0 _
+  local from
   from=$(promoted pg02)
   on pg02 crm_resource --ban --resource "$clone" --node "$from" --promoted > /dev/null 2>&1
-  for _ in $(seq 1 400); do
-    on pg02 crm_mon --output-as=xml -1 > "$to" || true
-    if ! grep -q 'role="Promoted"' "$to"; then
-      mkdir -p "$here/mid-switchover"; cp "$to" "$here/mid-switchover/$agent-$debian.xml"; seen=1
-      say "recorded mid-switchover ($agent, $debian)"; break
-    fi
-  done
-  [ "$seen" = 1 ] || say "MISSED mid-switchover"
+  catch mid-switchover '! grep -q "role=.Promoted"'
   eventually 90 sees pg02 'role="Promoted"'; grace 4
   save leftover-ban pg02
+  on pg02 crm_resource --clear --resource "$clone" > /dev/null 2>&1
+  "rejoin_$agent" "$from"
+  eventually 90 three_up pg02
+}
+
+# The promoted role moves; the first look in which its new node is being promoted is kept.
+promoting() {
+  local from
+  from=$(promoted pg02)
+  catch promoting 'grep -q "role=.Promoting"' &
+  on pg02 crm_resource --ban --resource "$clone" --node "$from" --promoted > /dev/null 2>&1
+  wait $!
+  eventually 90 sees pg02 'role="Promoted"'; grace 4
   on pg02 crm_resource --clear --resource "$clone" > /dev/null 2>&1
   "rejoin_$agent" "$from"
   eventually 90 three_up pg02
@@ -335,7 +354,7 @@ again() {
 ours() {
   debian=$1 agent=pgcm prefix="${2:+$2-}" resource=Postgresql clone=msPostgresql
   pgdata=${PGDATA:-$(on pg01 crm_resource --resource "$resource" --get-parameter pgdata)}
-  for situation in healthy maintenance node_in_standby failed_actions mid_switchover; do
+  for situation in healthy maintenance node_in_standby failed_actions mid_switchover promoting; do
     "$situation" || say "FAILED $situation"
   done
 }
